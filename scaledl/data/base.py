@@ -1,0 +1,118 @@
+"""What every kind of data has in common: the two batch dials, an order without ranks, and a position that is saved."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from scaledl.data.sampler import EvalBatches, TrainBatches
+
+
+class BatchDataset(Protocol):
+    """Index-based access, a batch at a time."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: np.ndarray) -> dict[str, Tensor]: ...
+
+
+class Data(pl.LightningDataModule):
+    """A kind of data. A subclass writes `prepare`, `datasets` and, where models ask for them, `facts`.
+
+    Args:
+        global_batch_size: samples of one optimiser step, over all ranks.
+        micro_batch_size: samples of one forward pass of one rank; the number of passes a step follows from it.
+        seed: of the order of the training samples.
+        num_workers: processes that fetch batches; 0 fetches in the training process.
+    """
+
+    def __init__(self, global_batch_size: int, micro_batch_size: int, seed: int = 0, num_workers: int = 0):
+        super().__init__()
+        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
+        self.seed, self.num_workers = seed, num_workers
+        self.rank, self.world_size = 0, 1
+        self.samples_seen_before, self.step_before = 0, 0
+        self._datasets: dict[str, BatchDataset] | None = None
+
+    def prepare(self) -> None:
+        """Bring the data onto this machine. Several processes may call it at once; a second call does no work."""
+
+    def facts(self) -> dict[str, int]:
+        """What models must know of the data, by the names of this class's own arguments (num_classes, vocab_size, ...)."""
+        return {}
+
+    def datasets(self) -> dict[str, BatchDataset]:
+        """Index-based sets by split: `train`, `val` and, where there is one, `test`. Called after `prepare`."""
+        raise NotImplementedError(f"{type(self).__name__} must return its datasets by split")
+
+    def save_to(self, folder: Path) -> None:
+        """Write into the run directory what generate and evaluate need without the data itself (a tokenizer, say)."""
+
+    # -- from here on: nothing for a subclass to write ------------------------------------------------------------------
+
+    def split(self, name: str) -> BatchDataset | None:
+        if self._datasets is None:
+            self._datasets = self.datasets()
+        return self._datasets.get(name)
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches that one rank runs for one optimiser step."""
+        return self.global_batch_size // (self.micro_batch_size * self.world_size)
+
+    @property
+    def samples_seen(self) -> int:
+        """Training samples consumed up to the last finished optimiser step: the whole state of the data."""
+        steps = self.trainer.global_step - self.step_before if self.trainer else 0
+        return self.samples_seen_before + steps * self.global_batch_size
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"samples_seen": self.samples_seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.samples_seen_before = state_dict["samples_seen"]
+
+    def train_dataloader(self) -> DataLoader:
+        dataset = self.split("train")
+        assert dataset is not None
+        self.step_before = self.trainer.global_step if self.trainer else 0
+        batches = TrainBatches(
+            len(dataset),
+            self.global_batch_size,
+            self.micro_batch_size,
+            seed=self.seed,
+            rank=self.rank,
+            world_size=self.world_size,
+            start=self.samples_seen_before,
+        )
+        return self._loader(dataset, batches)
+
+    def val_dataloader(self) -> DataLoader | list:
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader | list:
+        return self._eval_loader("test")
+
+    def _eval_loader(self, split: str) -> DataLoader | list:
+        dataset = self.split(split)
+        if dataset is None:
+            return []
+        batches = EvalBatches(len(dataset), self.micro_batch_size, rank=self.rank, world_size=self.world_size)
+        return self._loader(dataset, batches)
+
+    def _loader(self, dataset: BatchDataset, batches: TrainBatches | EvalBatches) -> DataLoader:
+        return DataLoader(
+            dataset,  # type: ignore[arg-type]
+            batch_sampler=batches,  # type: ignore[arg-type]
+            collate_fn=_as_fetched,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+def _as_fetched(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Datasets return whole batches already; a named function, so that worker processes can import it."""
+    return batch

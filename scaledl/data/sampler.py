@@ -1,0 +1,102 @@
+"""Which samples make up a batch: a function of (seed, epoch) alone, never of the number of ranks.
+
+Training reads one endless line of positions 0, 1, 2, ... The sample at position p is `permutation(epoch)[p mod N]` with
+`epoch = p // N`, so every sample comes once an epoch, no remainder is dropped, and the whole state of the data is the
+number of positions already read.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+_ROUNDS = 4
+
+
+def _mix(value: np.ndarray, key: int) -> np.ndarray:
+    """A 64-bit finaliser (splitmix64, Steele et al. 2014) over `value + key`."""
+    x = value + np.uint64(key)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
+    """`index` (any shape, values in [0, size)) under a random permutation of [0, size) drawn from (seed, epoch).
+
+    A Feistel network with cycle walking: constant memory at any size, so that a trillion-token corpus shuffles like a toy.
+    """
+    half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+    half, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
+    keys = np.random.SeedSequence([seed, epoch]).generate_state(_ROUNDS, np.uint64)
+
+    def feistel(x: np.ndarray) -> np.ndarray:
+        left, right = x >> half, x & mask
+        for key in keys:
+            left, right = right, left ^ (_mix(right, int(key)) & mask)
+        return (left << half) | right
+
+    with np.errstate(over="ignore"):
+        result = feistel(np.asarray(index, dtype=np.uint64))
+        while (outside := result >= size).any():
+            result[outside] = feistel(result[outside])
+    return result.astype(np.int64)
+
+
+class TrainBatches(Sampler[np.ndarray]):
+    """The sample indices of each micro-batch of one rank, endless, from position `start` on.
+
+    Global batch b covers positions [start + b * global_batch_size, start + (b + 1) * global_batch_size); each rank takes a
+    contiguous share of it, in micro-batches. The union over ranks is the same for every world size.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+        shuffle: bool = True,
+    ):
+        self.num_samples, self.seed, self.start, self.shuffle = num_samples, seed, start, shuffle
+        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
+        self.share = global_batch_size // world_size
+        self.offset = rank * self.share
+
+    def samples_at(self, positions: np.ndarray) -> np.ndarray:
+        """Sample indices (n,) at stream `positions` (n,)."""
+        epochs, within = np.divmod(positions, self.num_samples)
+        if not self.shuffle:
+            return within
+        samples = np.empty_like(within)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            samples[chosen] = permute(within[chosen], self.num_samples, self.seed, int(epoch))
+        return samples
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        first = self.start + self.offset
+        while True:
+            for micro in range(0, self.share, self.micro_batch_size):
+                yield self.samples_at(first + micro + np.arange(self.micro_batch_size))
+            first += self.global_batch_size
+
+
+class EvalBatches(Sampler[np.ndarray]):
+    """Every sample once, in order; rank r takes each `world_size`-th batch."""
+
+    def __init__(self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1):
+        self.num_samples, self.batch_size, self.rank, self.world_size = num_samples, batch_size, rank, world_size
+
+    def __len__(self) -> int:
+        num_batches = -(-self.num_samples // self.batch_size)
+        return len(range(self.rank, num_batches, self.world_size))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        stride = self.batch_size * self.world_size
+        for first in range(self.rank * self.batch_size, self.num_samples, stride):
+            yield np.arange(first, min(first + self.batch_size, self.num_samples))

@@ -1,0 +1,15 @@
+"""Normalisation over the feature axis, by name."""
+
+from typing import Literal
+
+from torch import nn
+
+NormName = Literal["layernorm", "rmsnorm"]
+
+
+def make_norm(norm: NormName, dim: int, eps: float, bias: bool) -> nn.Module:
+    """LayerNorm (Ba et al. 2016, arXiv:1607.06450) or RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467).
+
+    RMSNorm neither centres nor shifts, so `bias` concerns LayerNorm only.
+    """
+    return nn.RMSNorm(dim, eps=eps) if norm == "rmsnorm" else nn.LayerNorm(dim, eps=eps, bias=bias)

@@ -1,0 +1,62 @@
+"""The transformer block that GPT, BERT, ViT and encoder-decoder models stack."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+
+from scaledl.layers.attention import Attention, LayerCache
+from scaledl.layers.norm import NormName, make_norm
+
+
+class TransformerBlock(nn.Module):
+    """Attention, then a feed-forward layer, each with norm and residual (Vaswani et al. 2017, section 3).
+
+    pre_norm: x + f(norm(x)) (GPT-2, Llama, ViT), else norm(x + f(x)) (the original, BERT). cross_attention stands
+    between the two and reads the `context` of an encoder. The block only connects: what its parts do is said where
+    they are made, and causality in `forward`, so that one block serves both directions.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        attention: Attention,
+        feedforward: nn.Module,
+        *,
+        cross_attention: Attention | None = None,
+        norm: NormName = "layernorm",
+        norm_eps: float = 1e-5,
+        bias: bool = True,
+        pre_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.pre_norm = pre_norm
+        self.attention_norm = make_norm(norm, dim, norm_eps, bias)
+        self.attention = attention
+        self.cross_attention_norm = make_norm(norm, dim, norm_eps, bias) if cross_attention is not None else None
+        self.cross_attention = cross_attention
+        self.feedforward_norm = make_norm(norm, dim, norm_eps, bias)
+        self.feedforward = feedforward
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        is_causal: bool = False,
+        positions: Tensor | None = None,
+        cache: LayerCache | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T, dim) -> (B, T, dim); context (B, S, dim) feeds cross attention, all else is as in `Attention`."""
+        attend = partial(self.attention, mask=mask, is_causal=is_causal, positions=positions, cache=cache)
+        x = self._residual(x, self.attention_norm, attend)
+        if self.cross_attention is not None and self.cross_attention_norm is not None:
+            assert context is not None, "cross attention needs a context"
+            attend = partial(self.cross_attention, context=context, mask=context_mask)
+            x = self._residual(x, self.cross_attention_norm, attend)
+        return self._residual(x, self.feedforward_norm, self.feedforward)
+
+    def _residual(self, x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        return x + branch(norm(x)) if self.pre_norm else norm(x + branch(x))

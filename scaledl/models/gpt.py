@@ -1,0 +1,174 @@
+"""Decoder-only transformer: GPT-2, Llama 3 or Qwen3 by its arguments. The blocks are in `scaledl.layers`."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scaledl.layers.attention import Attention, KVCache, causal_mask
+from scaledl.layers.feedforward import Activation, FeedForward
+from scaledl.layers.norm import NormName, make_norm
+from scaledl.layers.transformer import TransformerBlock
+
+
+class GPT(nn.Module):
+    """Autoregressive language model p(x) = ∏ p(x_t | x_<t) (Radford et al. 2019, GPT-2).
+
+    Llama 3 (arXiv:2407.21783) changes the arguments to rmsnorm, rotary, swiglu, no bias, grouped key/value heads;
+    Qwen3 (arXiv:2505.09388) adds qk_norm and a head_dim of its own. Initialisation is GPT-2's for all:
+    N(0, init_std), biases zero, projections into the residual stream scaled by 1/sqrt(2·depth) so that its variance
+    does not grow with depth.
+
+    window: a token attends to itself and the window - 1 tokens before it. tie_embeddings: logits are products with
+    the token embedding; there is no head then. rope_base and rope_scaling (see `RotaryEmbedding`) are read by
+    position="rotary" only.
+
+    Raises:
+        ValueError: if sizes do not fit (see `Attention`, `RotaryEmbedding`) or window is below 1.
+    """
+
+    block_types = (TransformerBlock,)
+
+    def __init__(
+        self,
+        vocab_size: int,
+        max_seq_len: int,
+        *,
+        dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        hidden_dim: int | None = None,
+        norm: NormName = "layernorm",
+        norm_eps: float = 1e-5,
+        position: Literal["learned", "rotary"] = "learned",
+        rope_base: float = 10_000.0,
+        rope_scaling: dict[str, float] | None = None,
+        activation: Activation = "gelu",
+        bias: bool = True,
+        qk_norm: bool = False,
+        window: int | None = None,
+        dropout: float = 0.0,
+        tie_embeddings: bool = True,
+        init_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        if window is not None and window < 1:
+            raise ValueError(f"window={window}: a token attends at least to itself, give 1 or more, or null for all")
+        self.max_seq_len = max_seq_len
+        self.num_features = dim
+        self.window = window
+        self.init_std = init_std
+        self.token_embedding = nn.Embedding(vocab_size, dim)
+        self.position_embedding = nn.Embedding(max_seq_len, dim) if position == "learned" else None
+        self.embedding_dropout = nn.Dropout(dropout)
+        out_init_std = init_std / math.sqrt(2 * depth)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(
+                dim,
+                Attention(
+                    dim,
+                    num_heads,
+                    num_kv_heads=num_kv_heads,
+                    head_dim=head_dim,
+                    bias=bias,
+                    dropout=dropout,
+                    qk_norm=qk_norm,
+                    norm_eps=norm_eps,
+                    rope_base=rope_base if position == "rotary" else None,
+                    rope_scaling=rope_scaling,
+                    init_std=init_std,
+                    out_init_std=out_init_std,
+                ),
+                FeedForward(
+                    dim,
+                    hidden_dim,
+                    activation=activation,
+                    bias=bias,
+                    dropout=dropout,
+                    init_std=init_std,
+                    out_init_std=out_init_std,
+                ),
+                norm=norm,
+                norm_eps=norm_eps,
+                bias=bias,
+            )
+            for _ in range(depth)
+        )
+        self.norm = make_norm(norm, dim, norm_eps, bias)
+        # Tied weights are one parameter used twice, not one shared by two modules: `to_empty` would part those.
+        self.head = None if tie_embeddings else nn.Linear(dim, vocab_size, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for module in (self.token_embedding, self.position_embedding, self.head):
+            if module is not None:
+                nn.init.normal_(module.weight, std=self.init_std)
+
+    def forward(self, input_ids: Tensor, *, document_ids: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Logits (B, T, vocab_size) of the token after each of input_ids (B, T); arguments of `forward_features`."""
+        return self.logits(self.forward_features(input_ids, document_ids=document_ids, cache=cache))
+
+    def forward_features(
+        self, input_ids: Tensor, *, document_ids: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        """Features (B, T, dim) after the final norm.
+
+        document_ids: (B, T) integers; tokens attend within equal ids only, positions run on across documents.
+        cache: of `make_cache`; input_ids then holds the tokens after the cached ones, which are added to it.
+
+        Raises:
+            ValueError: if the sequence is longer than max_seq_len, or document_ids come together with a cache.
+        """
+        start = 0 if cache is None else cache.length
+        end = start + input_ids.shape[1]
+        if end > self.max_seq_len:
+            raise ValueError(
+                f"a sequence of {end} tokens is longer than max_seq_len={self.max_seq_len}: shorten or crop it, "
+                "or build the model with a larger max_seq_len"
+            )
+        if document_ids is not None and cache is not None:
+            raise ValueError("document_ids and cache together: a cache holds one document a row, drop document_ids")
+        positions = torch.arange(start, end, device=input_ids.device)  # (T,)
+        mask = self._mask(positions, end, document_ids)
+        x = self.token_embedding(input_ids)  # (B, T, dim)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding(positions)
+        x = self.embedding_dropout(x)
+        for i, block in enumerate(self.blocks):
+            x = block(
+                x,
+                mask=mask,
+                is_causal=mask is None and start == 0,
+                positions=positions,
+                cache=None if cache is None else cache.layers[i],
+            )
+        return self.norm(x)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Unnormalised log-probabilities (..., vocab_size) of features (..., dim)."""
+        return F.linear(features, self.token_embedding.weight) if self.head is None else self.head(features)
+
+    def make_cache(self, batch_size: int, max_len: int) -> KVCache:
+        """An empty cache for batch_size sequences of up to max_len tokens; its `length` counts them.
+
+        Raises:
+            ValueError: if max_len is larger than max_seq_len.
+        """
+        if max_len > self.max_seq_len:
+            raise ValueError(
+                f"a cache of max_len={max_len} is longer than max_seq_len={self.max_seq_len}: ask for a shorter one"
+            )
+        return KVCache(len(self.blocks), batch_size, max_len)
+
+    def _mask(self, positions: Tensor, end: int, document_ids: Tensor | None) -> Tensor | None:
+        """None where attention's own causal path, or a single token that sees all the cache, needs no mask."""
+        window = None if self.window is None or self.window >= end else self.window
+        chunk_after_cache = 1 < len(positions) < end
+        if window is None and document_ids is None and not chunk_after_cache:
+            return None
+        keys = torch.arange(end, device=positions.device)  # (S,)
+        return causal_mask(positions, keys, window=window, document_ids=document_ids)

@@ -41,22 +41,34 @@ class Data(pl.LightningDataModule):
         """Bring the data onto this machine. Several processes may call it at once; a second call does no work."""
 
     def facts(self) -> dict[str, int]:
-        """What models must know of the data, by the names of this class's own arguments (num_classes, vocab_size, ...)."""
+        """What models must know of the data, by the names of this class's arguments (num_classes, ...)."""
         return {}
 
     def datasets(self) -> dict[str, BatchDataset]:
         """Index-based sets by split: `train`, `val` and, where there is one, `test`. Called after `prepare`."""
         raise NotImplementedError(f"{type(self).__name__} must return its datasets by split")
 
+    @property
+    def tokens_per_sample(self) -> int:
+        """Tokens that a training sample is made of; 0 where there are none."""
+        return 0
+
+    def describe(self) -> str:
+        """A few words on what the data is, for the table at the start."""
+        return type(self).__name__
+
     def save_to(self, folder: Path) -> None:
         """Write into the run directory what generate and evaluate need without the data itself (a tokenizer, say)."""
 
-    # -- from here on: nothing for a subclass to write ------------------------------------------------------------------
+    # -- nothing from here on is for a subclass to write -----------------------------------------------------------
 
     def split(self, name: str) -> BatchDataset | None:
         if self._datasets is None:
             self._datasets = self.datasets()
         return self._datasets.get(name)
+
+    def splits(self) -> list[tuple[str, BatchDataset]]:
+        return [(name, dataset) for name in ("train", "val", "test") if (dataset := self.split(name)) is not None]
 
     @property
     def accumulation(self) -> int:

@@ -24,7 +24,7 @@ def _mix(value: np.ndarray, key: int) -> np.ndarray:
 def permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
     """`index` (any shape, values in [0, size)) under a random permutation of [0, size) drawn from (seed, epoch).
 
-    A Feistel network with cycle walking: constant memory at any size, so that a trillion-token corpus shuffles like a toy.
+    A Feistel network with cycle walking: constant memory, so that a trillion-token corpus shuffles like a toy.
     """
     half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
     half, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
@@ -46,8 +46,8 @@ def permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
 class TrainBatches(Sampler[np.ndarray]):
     """The sample indices of each micro-batch of one rank, endless, from position `start` on.
 
-    Global batch b covers positions [start + b * global_batch_size, start + (b + 1) * global_batch_size); each rank takes a
-    contiguous share of it, in micro-batches. The union over ranks is the same for every world size.
+    Global batch b covers global_batch_size positions from start + b * global_batch_size on; each rank takes a contiguous
+    share of it, in micro-batches. The union over ranks is the same for every world size.
     """
 
     def __init__(

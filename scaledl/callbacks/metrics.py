@@ -1,0 +1,48 @@
+"""What was measured at a step goes to every logger; values leave the device only at the steps that are logged."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch.optim import Optimizer
+
+from scaledl.callbacks.throughput import Throughput
+from scaledl.tasks.base import Task
+
+
+class Metrics(pl.Callback):
+    """Logs `train/*`, `lr` and `perf/*` every `log_every_n_steps`, and `val/*` after each evaluation."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, float] = {}
+        self._lr = 0.0
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
+        self._lr = optimizer.param_groups[0]["lr"]
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Task, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:  # type: ignore[override]
+        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (batch_idx + 1) % trainer.accumulate_grad_batches or (step % every and step != 1):
+            return
+        names, values = list(pl_module.step_metrics), torch.stack([v.float() for v in pl_module.step_metrics.values()])
+        values = trainer.strategy.reduce(values, reduce_op="mean").tolist()
+        train = {f"train/{name}": value for name, value in zip(names, values, strict=True)}
+        train["lr"] = self._lr
+        train["samples_seen"] = trainer.datamodule.samples_seen  # type: ignore[attr-defined]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Throughput):
+                train |= {f"perf/{name}": value for name, value in callback.rates.items()}
+        self._log(trainer, train)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Task) -> None:  # type: ignore[override]
+        self._log(trainer, {n: v.item() for n, v in trainer.callback_metrics.items() if n.startswith("val/")})
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: Task) -> None:  # type: ignore[override]
+        self._log(trainer, {n: v.item() for n, v in trainer.callback_metrics.items() if n.startswith("test/")})
+
+    def _log(self, trainer: pl.Trainer, values: dict[str, float]) -> None:
+        self.last |= values
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)

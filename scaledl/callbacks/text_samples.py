@@ -1,0 +1,40 @@
+"""What a language model writes, after each evaluation and at the end."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from scaledl.tasks.language_modeling import LanguageModeling
+
+
+class TextSamples(pl.Callback):
+    """Writes `samples/step_<n>.txt` into the run directory.
+
+    Args:
+        prompt: what the text begins with.
+        max_new_tokens: how much is written.
+    """
+
+    def __init__(
+        self, prompt: str = "\n", max_new_tokens: int = 400, temperature: float = 0.8, top_k: int | None = None
+    ):
+        self.prompt, self.max_new_tokens = prompt, max_new_tokens
+        self.temperature, self.top_k = temperature, top_k
+        self.run_dir = Path()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.datamodule.tokenizer.encode(self.prompt)  # type: ignore[attr-defined]  # a prompt that does not fit fails now
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: LanguageModeling) -> None:  # type: ignore[override]
+        if not trainer.is_global_zero:
+            return
+        text = self._write(trainer.datamodule.tokenizer, pl_module)  # type: ignore[attr-defined]
+        folder = self.run_dir / "samples"
+        folder.mkdir(exist_ok=True)
+        (folder / f"step_{trainer.global_step:08d}.txt").write_text(text, encoding="utf-8")
+
+    def _write(self, tokenizer: Any, task: LanguageModeling) -> str:
+        ids = [int(i) for i in tokenizer.encode(self.prompt)]
+        new = task.generate(ids, self.max_new_tokens, temperature=self.temperature, top_k=self.top_k)
+        return tokenizer.decode([*ids, *new])

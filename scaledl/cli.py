@@ -1,0 +1,207 @@
+"""`scaledl <verb> ...`: the words of the command line, and what a person sees when something is wrong.
+
+Nothing heavy is imported before it is known that it is needed: `--help` and `list` answer without torch.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+TRAIN_HELP = """\
+scaledl train experiment=<family>/<name> [key=value ...]
+
+After `train` comes Hydra's override grammar: group=choice takes a file of conf/<group>/, key=value sets a value.
+  scaledl train experiment=llm/gpt_shakespeare data.path=input.txt trainer.max_steps=2000
+  scaledl train experiment=mlp/circles optimizer.lr=0.01 seed=1
+"""
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    debug = "--debug" in words
+    sys.exit(run([word for word in words if word != "--debug"], debug))
+
+
+def run(words: list[str], debug: bool) -> int:
+    """Exit code of a command: 0 done, 1 failed, 2 wrong words or config, 128 + n stopped by signal n after saving."""
+    try:
+        arguments = _parser().parse_args(words)
+        return _VERBS[arguments.verb](arguments)
+    except KeyboardInterrupt:
+        return _report("stopped by Ctrl-C; what was saved before is whole", 130, debug)
+    except BrokenPipeError:
+        return 0
+    except (ValueError, OSError, ImportError) as error:
+        from_config = type(error).__name__ == "ConfigError"
+        return _report(str(error), 2 if from_config else 1, debug)
+    except Exception as error:
+        if type(error).__name__ == "Preempted":
+            number = error.signal_number  # type: ignore[attr-defined]
+            saved = "the run has saved; the same command with its run_id, or `scaledl resume RUN_DIRECTORY`, goes on"
+            return _report(f"stopped by {signal.Signals(number).name}: {saved}", 128 + number, debug)
+        return _report(f"{type(error).__name__}: {error}\n(unexpected: --debug shows where)", 1, debug)
+
+
+def _report(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"scaledl: {message}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scaledl",
+        description="Train any of the main deep-learning architecture families with one command.",
+        epilog="--debug, anywhere: the full traceback of an error. `scaledl list` shows what can be trained.",
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
+
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "--allow", action="append", default=[], metavar="PACKAGE", help="a package of yours that configs may name"
+    )
+
+    composed = argparse.ArgumentParser(add_help=False, parents=[shared])
+    composed.add_argument(
+        "--config-dir", "-cd", action="append", default=[], metavar="FOLDER", help="a conf/ folder of yours"
+    )
+
+    of_run = argparse.ArgumentParser(add_help=False, parents=[shared])
+    of_run.add_argument("run_directory", type=Path)
+    of_run.add_argument("--checkpoint", default="best", metavar="WHICH", help="best, last or a step (default: best)")
+
+    train = verbs.add_parser(
+        "train",
+        parents=[composed],
+        help="train an experiment",
+        usage=TRAIN_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("overrides", nargs="*")
+    resume = verbs.add_parser("resume", parents=[composed], help="go on with a run from its last checkpoint")
+    resume.add_argument("run_directory", type=Path)
+    resume.add_argument("overrides", nargs="*", help="settings to change, such as trainer.max_steps=4000")
+    show = verbs.add_parser("show", parents=[composed], help="print the composed config, and train nothing")
+    show.add_argument("overrides", nargs="*")
+    prepare = verbs.add_parser(
+        "prepare", parents=[composed], help="bring an experiment's data onto this machine, and no more"
+    )
+    prepare.add_argument("overrides", nargs="*")
+    evaluate = verbs.add_parser("evaluate", parents=[of_run], help="metrics of a trained run")
+    evaluate.add_argument("text", type=Path, nargs="?", help="a text file, for a language model")
+    generate = verbs.add_parser("generate", parents=[of_run], help="let a language model write")
+    generate.add_argument("--prompt", default="\n")
+    generate.add_argument("--max-new-tokens", type=int, default=500)
+    generate.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token")
+    generate.add_argument("--top-k", type=int)
+    generate.add_argument("--top-p", type=float, default=1.0)
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text")
+    listing = verbs.add_parser(
+        "list", parents=[composed], help="every experiment: what it needs, how long it takes, what comes out"
+    )
+    listing.add_argument("family", nargs="?")
+    return parser
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    folders = _folders(arguments)
+    from scaledl.train import train
+
+    train(arguments.overrides, folders, _allowed(arguments))
+    return 0
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    folders = _folders(arguments)
+    from scaledl.train import train
+
+    train(arguments.overrides, folders, _allowed(arguments), resume=arguments.run_directory)
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    folders = _folders(arguments)
+    from omegaconf import OmegaConf
+
+    from scaledl.train import composed
+
+    print(OmegaConf.to_yaml(composed(arguments.overrides, folders, _allowed(arguments))), end="")
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    folders = _folders(arguments)
+    from scaledl import build
+    from scaledl.train import composed
+
+    config = composed(arguments.overrides, folders, _allowed(arguments))
+    data = build.data(config)
+    print(f"{data.describe()}: " + ", ".join(f"{len(split):,} {name} samples" for name, split in data.splits()))
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    _user_code()
+    from scaledl.evaluate import evaluate
+
+    evaluate(arguments.run_directory, arguments.checkpoint, arguments.text, _allowed(arguments))
+    return 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    _user_code()
+    from scaledl.generate import generate
+
+    generate(
+        arguments.run_directory,
+        arguments.checkpoint,
+        arguments.prompt,
+        arguments.max_new_tokens,
+        arguments.temperature,
+        arguments.top_k,
+        arguments.top_p,
+        arguments.seed,
+        arguments.stop,
+        _allowed(arguments),
+    )
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from scaledl.experiments import print_experiments
+
+    print_experiments(_folders(arguments), arguments.family)
+    return 0
+
+
+def _folders(arguments: argparse.Namespace) -> list[Path]:
+    from scaledl.config.folders import config_folders
+
+    _user_code()
+    return config_folders(arguments.config_dir)
+
+
+def _allowed(arguments: argparse.Namespace) -> list[str]:
+    return [*arguments.allow, *os.environ.get("SCALEDL_ALLOW", "").split()]
+
+
+def _user_code() -> None:
+    """A package in the current folder can be named in a config, whichever way the program was started."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
+_VERBS = {
+    "train": _train,
+    "resume": _resume,
+    "show": _show,
+    "prepare": _prepare,
+    "evaluate": _evaluate,
+    "generate": _generate,
+    "list": _list,
+}

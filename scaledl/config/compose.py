@@ -1,0 +1,109 @@
+"""From the words of a command line to a config, with every problem of the words found at once."""
+
+from pathlib import Path
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from scaledl.config import resolvers
+from scaledl.config.folders import CONF, is_group, options
+from scaledl.config.validate import ConfigError, did_you_mean
+
+
+def compose(words: list[str], folders: list[Path]) -> tuple[DictConfig, list[str]]:
+    """The composed config of `words` (Hydra's override grammar) and what was wrong with them.
+
+    Value overrides are taken without Hydra's own check of keys: validation against the signatures sees more (a key that
+    an argument has but no yaml mentions is right) and finds all the wrong ones together.
+
+    Raises:
+        ConfigError: the words cannot be composed at all.
+    """
+    overrides, problems = [], []
+    for word in words:
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException as error:
+            problems.append(f"{word}: not in the form key=value ({str(error).splitlines()[0]})")
+            continue
+        problem = _problem(override, folders)
+        if problem:
+            problems.append(problem)
+        else:
+            overrides.append(override)
+    experiment = next((o.value() for o in overrides if o.key_or_group == "experiment"), None)
+    lines = [_line(o, folders) for o in overrides]
+    try:
+        config = _hydra("train", lines, folders)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError([*problems, _reason(error)]) from error
+    if config.experiment is None:
+        config.experiment = experiment or "custom/run"
+    config.run_id = config.run_id  # settled once: every later reading of the link sees the same name
+    return config, problems
+
+
+def change(config: DictConfig, words: list[str], folders: list[Path]) -> list[str]:
+    """Apply `words` to a composed config, as `scaledl resume` does; returns what was wrong with them."""
+    problems = []
+    for word in words:
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException as error:
+            problems.append(f"{word}: not in the form key=value ({str(error).splitlines()[0]})")
+            continue
+        problem = _problem(override, folders)
+        if problem or override.key_or_group == "experiment":
+            problems.append(problem or f"{word}: a run keeps its experiment; start a new run for another one")
+        elif _is_choice(override, folders):
+            group = override.key_or_group
+            with open_dict(config):
+                config[group.replace("/", ".")] = _hydra(f"{group}/{override.value()}", [], folders)[group]
+        else:
+            with flag_override(config, ["struct", "readonly"], False):
+                OmegaConf.update(config, override.key_or_group, override.value(), merge=False)
+    return problems
+
+
+def _hydra(name: str, lines: list[str], folders: list[Path]) -> DictConfig:
+    resolvers.register()
+    GlobalHydra.instance().clear()
+    search_path = ",".join(f"file://{folder}" for folder in folders if folder != CONF)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra_compose(name, overrides=[*lines, f"hydra.searchpath=[{search_path}]"])
+
+
+def _is_choice(override: Override, folders: list[Path]) -> bool:
+    return is_group(override.key_or_group.split("@")[0], folders) and not isinstance(override.value(), dict)
+
+
+def _line(override: Override, folders: list[Path]) -> str:
+    line = override.input_line or ""
+    return line if override.is_delete() or _is_choice(override, folders) else "++" + line.lstrip("+")
+
+
+def _problem(override: Override, folders: list[Path]) -> str | None:
+    key, line = override.key_or_group.split("@")[0], override.input_line
+    if override.is_sweep_override():
+        return f"{line}: several values; give one, or quote it if the comma belongs to it"
+    if key.startswith("hydra"):
+        return f"{line}: hydra.* settings do nothing here; a run writes to run_dir, which you may set"
+    if is_group(key, folders) and not override.is_delete():
+        known, value = options(key, folders), override.value()
+        if isinstance(value, str) and value not in known:
+            return f"{line}: there is no {key} {value!r}{did_you_mean(value, known)} ({key} may be: {', '.join(known)})"
+    return None
+
+
+def _reason(error: Exception) -> str:
+    cause: BaseException = error
+    while isinstance(cause, ConfigCompositionException) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    return " ".join(line.strip() for line in str(cause).splitlines() if line.strip())

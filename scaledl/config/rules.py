@@ -1,0 +1,67 @@
+"""Rules between settings that no single signature knows."""
+
+import os
+
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+
+def broken_rules(config: DictConfig) -> list[str]:
+    """What in a config contradicts itself; a setting that is missing or mistyped is validation's to report."""
+    problems = []
+    if not config.get("data") or not config.get("model") or not config.get("task"):
+        return ["nothing to train: choose experiment=<family>/<name> (see `scaledl list`), or data=, model= and task="]
+    for rule in (_nodes_have_targets, _batches_divide, _length_given, _strategy_fits):
+        try:
+            problems += rule(config)
+        except (OmegaConfBaseException, TypeError, AttributeError):
+            continue
+    return problems
+
+
+def _nodes_have_targets(config: DictConfig) -> list[str]:
+    single = ("data", "model", "task", "optimizer", "scheduler", "strategy", "trainer", "checkpoint")
+    nodes = {group: config[group] for group in single}
+    for group in ("callbacks", "logger"):
+        nodes |= {f"{group}.{name}": node for name, node in (config[group] or {}).items()}
+    return [
+        f"{path}: {node!r} is no object; it must name its class as _target_"
+        for path, node in nodes.items()
+        if node is not None and (not isinstance(node, DictConfig) or "_target_" not in node)
+    ]
+
+
+def _batches_divide(config: DictConfig) -> list[str]:
+    total, micro = config.data.global_batch_size, config.data.micro_batch_size
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if total < 1 or micro < 1:
+        return [f"data.global_batch_size={total} and data.micro_batch_size={micro} must be at least 1"]
+    if total % (micro * ranks):
+        fitting = [m for m in range(min(micro, total), 0, -1) if total % (m * ranks) == 0]
+        way_out = f"data.micro_batch_size={fitting[0]} would" if fitting else f"make it a multiple of {ranks}"
+        return [
+            f"data.global_batch_size={total} cannot be split into micro-batches of data.micro_batch_size={micro} on"
+            f" {ranks} rank{'s' * (ranks > 1)}: it must be a multiple of {micro * ranks}; {way_out}"
+        ]
+    return []
+
+
+def _length_given(config: DictConfig) -> list[str]:
+    trainer = config.trainer
+    if trainer.max_steps < 0 and trainer.max_epochs < 0:
+        return ["no end to the training is given: set trainer.max_steps or trainer.max_epochs"]
+    warmup = (config.scheduler or {}).get("warmup_steps", 0)
+    if 0 <= trainer.max_steps < warmup:
+        return [f"scheduler.warmup_steps={warmup} is longer than the training, trainer.max_steps={trainer.max_steps}"]
+    if trainer.val_check_interval < 1:
+        return [
+            f"trainer.val_check_interval={trainer.val_check_interval}: give a number of optimiser steps, at least 1"
+        ]
+    return []
+
+
+def _strategy_fits(config: DictConfig) -> list[str]:
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if ranks > 1 and config.strategy.get("_target_", "").endswith(".single"):
+        return [f"strategy=single is one process, but the launcher started {ranks}; start one process"]
+    return []

@@ -1,0 +1,66 @@
+"""Evaluate a run's checkpoint on its own validation data, or a language model on any text file."""
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+from rich.console import Console
+
+from scaledl import build, checkpoint, run_directory
+from scaledl.config.rules import broken_rules
+from scaledl.config.schema import Root
+from scaledl.config.validate import ALLOWED, ConfigError, validate
+from scaledl.data.base import Data
+from scaledl.tables import metrics_table
+from scaledl.tasks.base import Task
+from scaledl.train import quiet
+
+
+def evaluate(run_dir: Path, which: str, text: Path | None, allowed: list[str]) -> dict[str, float]:
+    """Metrics of the chosen checkpoint; prints them as a table.
+
+    Args:
+        which: `best`, `last` or a step.
+        text: a text file to read instead of the run's own validation split.
+    """
+    quiet()
+    task, data, chosen = load_run(run_dir, which, allowed, with_data=text is None)
+    if text is not None:
+        data.read_instead(text, run_dir)
+    trainer = pl.Trainer(
+        accelerator="auto",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+    )
+    trainer.validate(task, datamodule=data, verbose=False)
+    if text is None and data.split("test") is not None:
+        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        trainer.test(task, datamodule=data, verbose=False)
+        metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
+    else:
+        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    Console().print(metrics_table(f"{chosen}{f' on {text}' if text else ''}", metrics))
+    return metrics
+
+
+def load_run(run_dir: Path, which: str, allowed: list[str], with_data: bool) -> tuple[Task, Data, Path]:
+    """The task of a run with a checkpoint's weights, and its data.
+
+    The config of a run directory may come from a stranger: it is validated like one that was typed.
+
+    Args:
+        with_data: bring the data onto this machine too.
+    """
+    chosen = checkpoint.choose(run_dir, which)
+    config = run_directory.load_config(run_dir)
+    problems = [*validate(config, Root, build.PROVIDED, (*ALLOWED, *allowed)), *broken_rules(config)]
+    if problems:
+        raise ConfigError(problems)
+    data = build.data(config) if with_data else build.instantiate(config.data)
+    task = build.task(config, build.model(config))
+    task.configure_model()
+    task.load_state_dict(checkpoint.load_model_weights(chosen))
+    return task.eval(), data, chosen

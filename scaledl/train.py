@@ -1,0 +1,179 @@
+"""One run: compose -> validate -> build -> fit -> evaluate."""
+
+import hashlib
+import importlib.metadata
+import logging
+import resource
+import subprocess
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from scaledl import build, checkpoint, run_directory
+from scaledl.callbacks.metrics import Metrics
+from scaledl.callbacks.preemption import Preempted
+from scaledl.callbacks.throughput import Throughput
+from scaledl.config.compose import change, compose
+from scaledl.config.rules import broken_rules
+from scaledl.config.schema import Root
+from scaledl.config.validate import ALLOWED, ConfigError, validate
+from scaledl.loggers import jsonl
+from scaledl.tables import final_table, start_table
+
+
+def train(words: list[str], folders: list[Path], allowed: list[str], resume: Path | None = None) -> float | None:
+    """Train what `words` describe, or go on with the run in `resume`; returns the monitored metric.
+
+    Raises:
+        ConfigError: the config is wrong; nothing was built or written.
+        Preempted: a signal stopped the run, which has saved.
+    """
+    return run(composed(words, folders, allowed, resume))
+
+
+def composed(words: list[str], folders: list[Path], allowed: list[str], resume: Path | None = None) -> DictConfig:
+    """The valid config of `words`.
+
+    Raises:
+        ConfigError: every problem of it at once.
+    """
+    if resume is None:
+        config, problems = compose(words, folders)
+    else:
+        config = run_directory.load_config(resume, run_directory.LINKED)
+        config.run_dir = str(resume)
+        problems = change(config, words, folders)
+    problems += [] if problems else broken_rules(config)
+    if config.get("data"):
+        problems += validate(config, Root, build.PROVIDED, (*ALLOWED, *allowed))
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def run(config: DictConfig) -> float | None:
+    """Build, fit and evaluate a valid config."""
+    quiet()
+    started = time.time()
+    data = build.data(config)
+    train_set = data.split("train")
+    assert train_set is not None
+    build.settle_steps(config, len(train_set))
+    model = build.model(config)
+    num_parameters = sum(parameter.numel() for parameter in model.on_meta().parameters())
+
+    run_dir = Path(config.run_dir)
+    resumed_from = checkpoint.latest(run_dir)
+    run_directory.open_for(config, run_dir)
+    data.save_to(run_dir)
+    if resumed_from:
+        jsonl.rewind(run_dir / "metrics.jsonl", checkpoint.step_of(resumed_from))
+    trainer = build.trainer(config, run_dir, data.accumulation)
+    build.checkpoint_of(trainer).run_dir = run_dir
+    task = build.task(config, model)
+    console = Console()
+    if trainer.is_global_zero:
+        console.print(start_table(config, data, num_parameters, trainer, resumed_from))
+
+    summary = _facts_before(config, trainer, num_parameters)
+    status = "failed"
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=str(resumed_from) if resumed_from else None, weights_only=True)
+        _evaluate(trainer, task, data, run_dir)
+        status = "completed"
+    except Preempted:
+        status = "preempted"
+        raise
+    finally:
+        if trainer.is_global_zero:
+            summary |= {"status": status, **_facts_after(trainer, data, run_dir, time.time() - started)}
+            run_directory.write_summary(run_dir, summary)
+    if trainer.is_global_zero:
+        console.print(final_table(summary, run_dir))
+    best = summary["best"]
+    return best["value"] if best else None
+
+
+def _evaluate(trainer: pl.Trainer, task: pl.LightningModule, data: Any, run_dir: Path) -> None:
+    """Validate the last step where fit did not, then test the best checkpoint where the data has a test split."""
+    if trainer.global_step % trainer.val_check_interval and data.split("val") is not None:  # type: ignore[attr-defined]
+        trainer.validate(task, datamodule=data, verbose=False)
+        build.checkpoint_of(trainer).save(trainer)
+    if data.split("test") is not None:
+        chosen = checkpoint.best(run_dir)
+        if chosen:
+            task.load_state_dict(checkpoint.load_model_weights(chosen))
+        trainer.test(task, datamodule=data, verbose=False)
+
+
+def _facts_before(config: DictConfig, trainer: pl.Trainer, num_parameters: int) -> dict[str, Any]:
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    for volatile in ("run_id", "run_dir", "runs_dir"):
+        del resolved[volatile]
+    strategy = str(config.strategy["_target_"]).rpartition(".")[2]
+    return {
+        "status": "failed",
+        "experiment": config.experiment,
+        "family": config.experiment.partition("/")[0],
+        "strategy": strategy,
+        "precision": config.precision,
+        "num_nodes": trainer.num_nodes,
+        "world_size": trainer.world_size,
+        "num_parameters": num_parameters,
+        "config_hash": hashlib.sha256(OmegaConf.to_yaml(OmegaConf.create(resolved)).encode()).hexdigest()[:16],
+        "git_commit": _git_commit(),
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("scaledl", "torch", "lightning", "hydra-core")
+        },
+    }
+
+
+def _facts_after(trainer: pl.Trainer, data: Any, run_dir: Path, seconds: float) -> dict[str, Any]:
+    throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
+    metrics = next((c for c in trainer.callbacks if isinstance(c, Metrics)), None)  # type: ignore[attr-defined]
+    rates = throughput.rates if throughput else {}
+    saved = checkpoint.all_of(run_dir)
+    return {
+        "steps": trainer.global_step,
+        "samples_seen": data.samples_seen,
+        "tokens_seen": data.samples_seen * data.tokens_per_sample or None,
+        "train_seconds": throughput.train_seconds if throughput else None,
+        "total_seconds": seconds,
+        "throughput": {name: rates.get(name) for name in ("samples_per_second", "tokens_per_second")},
+        "mfu": None,
+        "peak_memory_bytes": {
+            "host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "device": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        },
+        "metrics": metrics.last if metrics else {},
+        "best": build.checkpoint_of(trainer).best,
+        "checkpoint": str(saved[-1]) if saved else None,
+    }
+
+
+def _git_commit() -> str | None:
+    asked = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return asked.stdout.strip() or None
+
+
+def quiet() -> None:
+    """Lightning's start-up notes and its advice about what we do on purpose say nothing to a user of ours."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*no `val_dataloader`.*",
+        ".*Checkpoint directory.*",
+        ".*`IterableDataset` has `__len__`.*",
+        ".*is not available.*litlogger.*",
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -1,0 +1,46 @@
+"""Everything under conf/ composes, validates and builds; every experiment says how it is run."""
+
+from pathlib import Path
+
+import pytest
+
+from scaledl import build
+from scaledl.config.folders import CONF, options
+from scaledl.experiments import FIELDS, all_experiments
+from scaledl.tasks.base import Task
+from scaledl.train import composed
+
+EXPERIMENTS = options("experiment", [CONF])
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_builds_on_the_meta_device(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SCALEDL_CACHE", str(tmp_path))
+    config = composed([f"experiment={name}", "run_id=test"], [CONF], [])
+    data = build.data(config)
+    build.settle_steps(config, len(data.split("train")))
+    model = build.model(config)
+    assert all(parameter.is_meta for parameter in model.on_meta().parameters())
+    assert isinstance(build.task(config, model), Task)
+    assert config.trainer.max_steps > 0
+
+
+@pytest.mark.parametrize("experiment", all_experiments([CONF]), ids=lambda experiment: experiment.name)
+def test_an_experiment_says_how_it_is_run(experiment) -> None:
+    assert experiment.idea
+    assert all(getattr(experiment, field) for field in FIELDS)
+    assert f"experiment={experiment.name}" in experiment.run
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [(g, n) for g in ("optimizer", "scheduler", "trainer", "strategy", "logger") for n in options(g, [CONF])],
+)
+def test_every_choice_composes(group: str, name: str) -> None:
+    assert composed(["experiment=mlp/circles", f"{group}={name}"], [CONF], [])[group] is not None
+
+
+@pytest.mark.parametrize("experiment", all_experiments([CONF]), ids=lambda experiment: experiment.name)
+def test_the_readme_names_it(experiment) -> None:
+    assert experiment.name in README.read_text()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig
 
@@ -22,7 +23,10 @@ PROVIDED = {"task": ("model", "optimizer", "scheduler")}
 
 
 def instantiate(node: DictConfig, **arguments: Any) -> Any:
-    return hydra_instantiate(node, _convert_="all", **arguments)
+    try:
+        return hydra_instantiate(node, _convert_="all", **arguments)
+    except InstantiationException as error:
+        raise error.__cause__ or error from None  # what the constructor said, without Hydra's words around it
 
 
 def world_size() -> int:

@@ -20,6 +20,9 @@ After `train` comes Hydra's override grammar: group=choice takes a file of conf/
 
 
 def main() -> None:
+    # Threads of a parallel loop that wait spin before they sleep. GNU OpenMP's default, about 100 times longer, made a
+    # small model's step three times slower beside one busy process, and no faster alone (docs/results.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     words = sys.argv[1:]
     debug = "--debug" in words
     sys.exit(run([word for word in words if word != "--debug"], debug))

@@ -42,7 +42,7 @@ def evaluate(run_dir: Path, which: str, text: Path | None, allowed: list[str]) -
         metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
     else:
         metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    Console().print(metrics_table(f"{chosen}{f' on {text}' if text else ''}", metrics))
+    Console().print(metrics_table({"checkpoint": str(chosen), "text": str(text or "")}, metrics))
     return metrics
 
 

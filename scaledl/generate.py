@@ -1,11 +1,11 @@
 """Let a trained language model write, to the terminal as it goes."""
 
-import sys
+from itertools import takewhile
 from pathlib import Path
 
 import torch
 
-from scaledl.data.tokenizer import load_tokenizer
+from scaledl.data.tokenizer import load_tokenizer, stream_text
 from scaledl.evaluate import load_run
 from scaledl.train import quiet
 
@@ -30,23 +30,23 @@ def generate(
     if torch.cuda.is_available():
         task = task.to("cuda")
     tokenizer = load_tokenizer(run_dir)
-    ids = [int(i) for i in tokenizer.encode(prompt)]
-    if not ids:
+    prompt_ids = tokenizer.encode(prompt).tolist()
+    if not prompt_ids:
         raise ValueError("--prompt is empty; give at least one character to begin with")
+    new_ids = task.generate(prompt_ids, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    pieces = stream_text(tokenizer, takewhile(lambda token: token != tokenizer.eos_id, new_ids))
     print(prompt, end="", flush=True)
-    written, shown, new_ids = "", 0, []
-    for token in task.generate(ids, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed):
-        if token == tokenizer.eos_id:
-            break
-        new_ids.append(token)
-        written = tokenizer.decode(new_ids)
+    written, shown = "", 0
+    held_back = max((len(text) - 1 for text in stop), default=0)  # what may turn out to be the begin of a stop
+    for piece in pieces:
+        written += piece
         ends = [at for at in map(written.find, stop) if at >= 0]
         if ends:
             written = written[: min(ends)]
             break
-        settled = max(0, len(written) - max(map(len, [*stop, ""])) - written.endswith("\ufffd"))
-        sys.stdout.write(written[shown:settled])
-        sys.stdout.flush()
-        shown = max(shown, settled)
+        settled = len(written) - held_back
+        if settled > shown:
+            print(written[shown:settled], end="", flush=True)
+            shown = settled
     print(written[shown:])
     return written

@@ -37,7 +37,11 @@ def start_table(
 
 def final_table(summary: dict[str, Any], run_dir: Path) -> Table:
     """What came out."""
-    rows = {name: f"{value:.4f}" for name, value in summary["metrics"].items() if name.startswith(("val/", "test/"))}
+    rows = {
+        name: f"{value:.4f}"
+        for name, value in summary["metrics"].items()
+        if name.startswith(("baseline/", "val/", "test/"))
+    }
     if summary["best"]:
         rows["best"] = "{metric} {value:.4f} at step {step:,}".format(**summary["best"])
     speed = {name: value for name, value in summary["throughput"].items() if value}
@@ -54,5 +58,6 @@ def _table(title: str, rows: dict[str, str]) -> Table:
     return table
 
 
-def metrics_table(title: str, metrics: dict[str, float]) -> Table:
-    return _table(title, {name: f"{value:.4f}" for name, value in metrics.items()})
+def metrics_table(about: dict[str, str], metrics: dict[str, float]) -> Table:
+    shown = {name: value for name, value in about.items() if value}
+    return _table("scaledl evaluate", shown | {name: f"{value:.4f}" for name, value in metrics.items()})

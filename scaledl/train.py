@@ -174,6 +174,6 @@ def quiet() -> None:
         ".*no `val_dataloader`.*",
         ".*Checkpoint directory.*",
         ".*`IterableDataset` has `__len__`.*",
-        ".*is not available.*litlogger.*",
+        ".*isinstance.treespec, LeafSpec.*",
     ):
         warnings.filterwarnings("ignore", message)

@@ -11,11 +11,21 @@ from scaledl.tasks.base import Task
 
 
 class Metrics(pl.Callback):
-    """Logs `train/*`, `lr` and `perf/*` every `log_every_n_steps`, and `val/*` after each evaluation."""
+    """Logs `train/*`, `lr` and `perf/*` every `log_every_n_steps`, and `val/*` after each evaluation.
 
-    def __init__(self) -> None:
+    Args:
+        baselines: first find what simple methods reach on this data, and log it as `baseline/*`.
+    """
+
+    def __init__(self, baselines: bool = False) -> None:
+        self.baselines = baselines
         self.last: dict[str, float] = {}
         self._lr = 0.0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Task) -> None:  # type: ignore[override]
+        if self.baselines and trainer.is_global_zero and trainer.global_step == 0:
+            found = trainer.datamodule.baselines()  # type: ignore[attr-defined]
+            self._log(trainer, {f"baseline/{name}": value for name, value in found.items()})
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         self._lr = optimizer.param_groups[0]["lr"]

@@ -1,9 +1,12 @@
-"""What a language model writes, after each evaluation and at the end."""
+"""What a language model writes when it is trained."""
 
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
 
 from scaledl.tasks.language_modeling import LanguageModeling
 
@@ -27,14 +30,15 @@ class TextSamples(pl.Callback):
         trainer.datamodule.tokenizer.encode(self.prompt)  # type: ignore[attr-defined]  # a prompt that does not fit fails now
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: LanguageModeling) -> None:  # type: ignore[override]
+        text = self._write(trainer.datamodule.tokenizer, pl_module)  # type: ignore[attr-defined]  # by all ranks together
         if not trainer.is_global_zero:
             return
-        text = self._write(trainer.datamodule.tokenizer, pl_module)  # type: ignore[attr-defined]
         folder = self.run_dir / "samples"
         folder.mkdir(exist_ok=True)
         (folder / f"step_{trainer.global_step:08d}.txt").write_text(text, encoding="utf-8")
+        Console().print(Panel(Text(text), title="written by the model", title_align="left"))
 
     def _write(self, tokenizer: Any, task: LanguageModeling) -> str:
-        ids = [int(i) for i in tokenizer.encode(self.prompt)]
+        ids = tokenizer.encode(self.prompt).tolist()
         new = task.generate(ids, self.max_new_tokens, temperature=self.temperature, top_k=self.top_k)
         return tokenizer.decode([*ids, *new])

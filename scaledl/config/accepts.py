@@ -55,13 +55,19 @@ def literals(hint: Any) -> list[str]:
 
 
 def described(hint: Any) -> str:
+    """The hint in words: `list[int]` is "a list of whole numbers"."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint in names:
         return names[hint]
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(str(option) for option in typing.get_args(hint))
-    if typing.get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(described(option) for option in typing.get_args(hint)))
-    if typing.get_origin(hint) is None and inspect.isclass(hint):
+    if origin is Literal:
+        return "one of " + ", ".join(str(option) for option in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(described(option) for option in arguments))
+    if origin is list or (origin is tuple and Ellipsis in arguments):
+        return f"a list, each item {described(arguments[0])}"
+    if origin is tuple:
+        return f"a list of {len(arguments)}: " + ", ".join(described(option) for option in arguments)
+    if origin is None and inspect.isclass(hint):
         return f"a {hint.__name__}"
     return str(hint).replace("typing.", "")

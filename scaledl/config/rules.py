@@ -50,9 +50,6 @@ def _length_given(config: DictConfig) -> list[str]:
     trainer = config.trainer
     if trainer.max_steps < 0 and trainer.max_epochs < 0:
         return ["no end to the training is given: set trainer.max_steps or trainer.max_epochs"]
-    warmup = (config.scheduler or {}).get("warmup_steps", 0)
-    if 0 <= trainer.max_steps < warmup:
-        return [f"scheduler.warmup_steps={warmup} is longer than the training, trainer.max_steps={trainer.max_steps}"]
     if trainer.val_check_interval < 1:
         return [
             f"trainer.val_check_interval={trainer.val_check_interval}: give a number of optimiser steps, at least 1"

@@ -62,7 +62,7 @@ class _Check:
             for index in range(len(node)):
                 self.node(self.value(node, index, f"{path}[{index}]"), f"{path}[{index}]")
         elif isinstance(node, DictConfig) and "_target_" not in node:
-            for key in node:
+            for key in map(str, node):
                 self.node(self.value(node, key, f"{path}.{key}"), f"{path}.{key}")
         elif isinstance(node, DictConfig):
             try:

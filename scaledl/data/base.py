@@ -57,6 +57,10 @@ class Data(pl.LightningDataModule):
         """A few words on what the data is, for the table at the start."""
         return type(self).__name__
 
+    def baselines(self) -> dict[str, float]:
+        """What a simple method reaches on the validation split, by name, to be read beside the model's result."""
+        return {}
+
     def save_to(self, folder: Path) -> None:
         """Write into the run directory what generate and evaluate need without the data itself (a tokenizer, say)."""
 

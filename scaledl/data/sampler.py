@@ -46,8 +46,8 @@ def permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
 class TrainBatches(Sampler[np.ndarray]):
     """The sample indices of each micro-batch of one rank, endless, from position `start` on.
 
-    Global batch b covers global_batch_size positions from start + b * global_batch_size on; each rank takes a contiguous
-    share of it, in micro-batches. The union over ranks is the same for every world size.
+    Global batch b covers global_batch_size positions from start + b * global_batch_size on; each rank takes a
+    contiguous share of it, in micro-batches. The union over ranks is the same for every world size.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ class Top:
 class Model:
     def __init__(
         self, dim: int, depth: int = 2, rate: float = 0.1, kind: Literal["a", "b"] = "a", sizes: list[int] = [1]
-    ):  # noqa: B006
+    ):
         pass
 
 
@@ -45,8 +45,8 @@ def model(**arguments: Any) -> dict[str, Any]:
         ({"model": model(dim=None)}, "model.dim: None is not a whole number"),
         ({"model": model(dim=1, kind="c")}, "model.kind: 'c' is not one of a, b"),
         ({"model": model(dim=1, rate="x")}, "model.rate: 'x' is not a number"),
-        ({"model": model(dim=1, sizes=["x"])}, "model.sizes: ['x'] is not list[int]"),
-        ({"model": model(dim=1, sizes=3)}, "model.sizes: 3 is not list[int]"),
+        ({"model": model(dim=1, sizes=["x"])}, "model.sizes: ['x'] is not a list, each item a whole number or null"),
+        ({"model": model(dim=1, sizes=3)}, "model.sizes: 3 is not a list, each item a whole number or null"),
         ({"model": model(dim="${nowhere}")}, "model.dim: ${nowhere} cannot be resolved"),
         ({"model": model(dim="???")}, "model.dim: must be given"),
         ({"model": {"_target_": f"{__name__}.Modle", "dim": 1}}, "did you mean 'Model'?"),

@@ -1,0 +1,54 @@
+"""The 1,797 handwritten digits that scikit-learn ships: real images without a network."""
+
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from scaledl.data.base import BatchDataset, Data
+from scaledl.data.samples import Samples
+
+FACTS = {"num_classes": 10, "in_channels": 1, "image_size": 8, "in_dim": 64}
+
+
+class Digits(Data):
+    """Images x (B, 1, 8, 8) in [0, 1] of ten digits (Alpaydin & Kaynak 1998, UCI "Optical Recognition", its test part).
+
+    Test: 20 %, stratified, scikit-learn's random_state=0, so that results compare with those of others; validation:
+    10 % of the rest, likewise. The split does not depend on the seed.
+
+    Args:
+        num_classes, in_channels, image_size, in_dim: null = found out; models link to them.
+    """
+
+    def __init__(
+        self,
+        global_batch_size: int,
+        micro_batch_size: int,
+        num_classes: int | None = None,
+        in_channels: int | None = None,
+        image_size: int | None = None,
+        in_dim: int | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+    ):
+        super().__init__(global_batch_size, micro_batch_size, seed, num_workers)
+        given = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size, "in_dim": in_dim}
+        for name, fact in FACTS.items():
+            if given[name] not in (None, fact):
+                raise ValueError(
+                    f"data.{name}={given[name]}, but scikit-learn's digits have {name}={fact}; set it to null or {fact}"
+                )
+
+    def facts(self) -> dict[str, int]:
+        return FACTS
+
+    def describe(self) -> str:
+        return "scikit-learn's digits, 8x8, 10 classes"
+
+    def datasets(self) -> dict[str, BatchDataset]:
+        images, labels = load_digits(return_X_y=True)
+        rest, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
+        train, val = train_test_split(rest, test_size=0.1, stratify=labels[rest], random_state=0)
+        x = (images / 16).astype(np.float32).reshape(-1, 1, 8, 8)
+        y = labels.astype(np.int64)
+        return {name: Samples(x[part], y[part]) for name, part in {"train": train, "val": val, "test": test}.items()}

@@ -1,0 +1,203 @@
+"""Text for language models: windows of a long line of tokens, gathered from memory-mapped shards."""
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scaledl.data.base import BatchDataset, Data
+from scaledl.data.corpus import find_corpus
+from scaledl.data.ngram import ngram_floor
+from scaledl.data.pretokenize import prepare_tokens
+from scaledl.data.shards import Tokens, read_manifest
+from scaledl.data.tokenizer import FILE, Tokenizer, load_tokenizer
+
+IGNORED = -100  # the label that torch's cross-entropy leaves out
+
+
+class Windows:
+    """Windows of `seq_len` tokens and, as labels, the token that follows each.
+
+    Training windows are whole and begin every `stride` tokens. With `every_token` they follow one another and the last
+    is padded (labels -100, document -1), so that each token after the first is predicted exactly once.
+
+    Args:
+        bytes_per_token: UTF-8 bytes of the text per token: nats per token / (ln 2 * bytes per token) are bits per byte.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        seq_len: int,
+        *,
+        eos_id: int,
+        bytes_per_token: float,
+        stride: int | None = None,
+        every_token: bool = False,
+        document_mask: bool = False,
+    ):
+        self.tokens, self.seq_len, self.eos_id, self.bytes_per_token = tokens, seq_len, eos_id, bytes_per_token
+        self.stride, self.every_token, self.document_mask = stride or seq_len, every_token, document_mask
+        self.span = np.arange(seq_len + 1)
+
+    def __len__(self) -> int:
+        predicted = len(self.tokens) - 1
+        return -(-predicted // self.seq_len) if self.every_token else (predicted - self.seq_len) // self.stride + 1
+
+    def __getitems__(self, indices: np.ndarray) -> dict[str, Tensor]:
+        """`input_ids` and `labels` (B, T) int64 and, with the document mask, `document_ids` (B, T) int64."""
+        positions = np.asarray(indices)[:, None] * self.stride + self.span  # (B, T + 1)
+        beyond = positions >= len(self.tokens) if self.every_token else None
+        if beyond is not None and beyond.any():
+            positions = np.minimum(positions, len(self.tokens) - 1)
+        else:
+            beyond = None
+        ids = self.tokens.take(positions)
+        labels = ids[:, 1:].copy()
+        if beyond is not None:
+            ids[beyond], labels[beyond[:, 1:]] = self.eos_id, IGNORED
+        batch = {"input_ids": torch.from_numpy(ids[:, :-1].copy()), "labels": torch.from_numpy(labels)}
+        if self.document_mask:
+            documents = self.tokens.documents(positions[:, :-1])
+            if beyond is not None:
+                documents[beyond[:, :-1]] = -1
+            batch["document_ids"] = torch.from_numpy(documents)
+        return batch
+
+
+def windows_of_text(text: str, tokenizer: Tokenizer, seq_len: int) -> Windows:
+    """Any text as an evaluation set: every token after the first is predicted once."""
+    ids = tokenizer.encode(text)
+    if len(ids) < 2:
+        raise ValueError(f"a text of {len(ids)} token(s) has nothing to predict; give at least 2 tokens")
+    bytes_per_token = len(text.encode()) / len(ids)
+    return Windows(Tokens([ids]), seq_len, eos_id=tokenizer.eos_id, bytes_per_token=bytes_per_token, every_token=True)
+
+
+class TextData(Data):
+    """A text corpus, tokenised once, in windows for next-token prediction.
+
+    Args:
+        tokenizer: fitted on the text by `prepare` (data/tokenizer=char|byte|bpe|hf).
+        seq_len: tokens of a window.
+        path: a file, a folder or a glob of text, .jsonl or .parquet; with `dataset` null too, the embedded text.
+        dataset: a name on the Hugging Face Hub, with `dataset_config` and `dataset_split`.
+        embedded: `docs`, the language reference that Python ships (English, 0.5 MB), or `sources`, that and its
+            library's code (12 MB). Both differ between Python versions; the manifest has version and sha256.
+        text_column: of jsonl, parquet and Hub rows.
+        encoding: of text files.
+        stride: tokens from the begin of one training window to the next; null = seq_len, 1 = every offset is a sample.
+        val_fraction: of the characters; whole documents where there are many, else the end of the text.
+        document_mask: also give `document_ids`, so that attention can stay within a document.
+        vocab_size: null = the tokenizer's; a larger one (a multiple of 64, say) is kept.
+        cache_dir: of the tokens.
+        num_proc: processes that tokenise; null = one a core.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        global_batch_size: int,
+        micro_batch_size: int,
+        seq_len: int = 64,
+        path: str | None = None,
+        dataset: str | None = None,
+        dataset_config: str | None = None,
+        dataset_split: str = "train",
+        embedded: Literal["docs", "sources"] = "docs",
+        text_column: str = "text",
+        encoding: str = "utf-8",
+        stride: int | None = None,
+        val_fraction: float = 0.1,
+        document_mask: bool = False,
+        vocab_size: int | None = None,
+        cache_dir: str = "~/.cache/scaledl",
+        num_proc: int | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+    ):
+        super().__init__(global_batch_size, micro_batch_size, seed, num_workers)
+        for name, value in {"seq_len": seq_len, "stride": stride, "num_proc": num_proc}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"data.{name}={value} must be at least 1")
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"data.val_fraction={val_fraction} must lie in [0, 1); 0 trains on all of the text")
+        self.corpus = find_corpus(path, dataset, dataset_config, dataset_split, embedded, text_column, encoding)
+        self.tokenizer, self.vocab_size = tokenizer, vocab_size
+        self.text_column, self.encoding = text_column, encoding
+        self.seq_len, self.stride, self.document_mask = seq_len, stride, document_mask
+        self.val_fraction, self.num_proc = val_fraction, num_proc
+        self.cache_dir = Path(cache_dir).expanduser() / "text"
+        self.folder: Path | None = None
+        self.manifest: dict[str, Any] = {}
+
+    def prepare(self) -> None:
+        if self.folder is not None:
+            return
+        folder = prepare_tokens(self.cache_dir, self.corpus, self.tokenizer, self.val_fraction, self.num_proc)
+        manifest, tokenizer = read_manifest(folder), load_tokenizer(folder)
+        if self.vocab_size is not None and self.vocab_size < tokenizer.vocab_size:
+            raise ValueError(
+                f"data.vocab_size={self.vocab_size} is smaller than the {tokenizer.vocab_size} of the {tokenizer.kind} "
+                f"tokenizer; set it to null or to at least {tokenizer.vocab_size}"
+            )
+        for split, facts in manifest["splits"].items():
+            if facts["tokens"] <= self.seq_len and (split == "train" or self.val_fraction):
+                raise ValueError(
+                    f"the {split} split of {self.corpus.name} has {facts['tokens']} token(s), fewer than one window of "
+                    f"data.seq_len={self.seq_len} and the token after it; take a smaller seq_len, more text or another "
+                    f"data.val_fraction (now {self.val_fraction}; 0 is no validation)"
+                )
+        self.folder, self.manifest, self.tokenizer = folder, manifest, tokenizer
+
+    @property
+    def tokens_per_sample(self) -> int:
+        return self.seq_len
+
+    def describe(self) -> str:
+        splits = self.manifest["splits"].values()
+        return f"{self.corpus.name}, {sum(split['tokens'] for split in splits):,} {self.tokenizer.kind} tokens"
+
+    def baselines(self) -> dict[str, float]:
+        """What counting reaches on the validation split: the loss of an interpolated 3-gram model."""
+        train, val = (self._windows(split).tokens for split in ("train", "val"))
+        ids = [tokens.take(np.arange(len(tokens))) for tokens in (train, val)]
+        return {"3-gram val/loss": ngram_floor(*ids, order=3)}
+
+    def read_instead(self, text: Path, folder: Path) -> None:
+        """Make the text of a file the validation split, read by the tokenizer in `folder`; nothing is prepared."""
+        corpus = find_corpus(str(text), None, None, "train", "docs", self.text_column, self.encoding)
+        tokenizer = load_tokenizer(folder)
+        self._datasets = {
+            "val": windows_of_text("".join(piece for _, piece in corpus.pieces()), tokenizer, self.seq_len)
+        }
+
+    def facts(self) -> dict[str, int]:
+        return {"vocab_size": self.vocab_size or self.tokenizer.vocab_size}
+
+    def bytes_per_token(self, split: str = "val") -> float:
+        facts = self.manifest["splits"][split]
+        return facts["bytes"] / facts["tokens"]
+
+    def datasets(self) -> dict[str, BatchDataset]:
+        assert self.folder is not None, "prepare comes first"
+        return {split: self._windows(split) for split in ("train", "val") if self.manifest["splits"][split]["tokens"]}
+
+    def _windows(self, split: str) -> Windows:
+        assert self.folder is not None
+        return Windows(
+            Tokens.open(self.folder, split, self.document_mask),
+            self.seq_len,
+            eos_id=self.tokenizer.eos_id,
+            bytes_per_token=self.bytes_per_token(split),
+            stride=self.stride if split == "train" else None,
+            every_token=split == "val",
+            document_mask=self.document_mask,
+        )
+
+    def save_to(self, folder: Path) -> None:
+        assert self.folder is not None, "prepare comes first"
+        shutil.copyfile(self.folder / FILE, Path(folder) / FILE)

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from scaledl.data.sampler import EvalBatches, TrainBatches, permute
+
+
+def first(batches, number):
+    stream = iter(batches)
+    return [next(stream) for _ in range(number)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 100, 255, 256, 257, 1000, 4097])
+def test_permutation_is_a_bijection(size):
+    for seed, epoch in [(0, 0), (0, 1), (7, 3)]:
+        assert sorted(permute(np.arange(size), size, seed, epoch)) == list(range(size))
+
+
+def test_permutation_depends_on_seed_and_epoch_and_leaves_no_order():
+    index = np.arange(1000)
+    orders = [permute(index, 1000, seed, epoch) for seed, epoch in [(0, 0), (0, 1), (1, 0)]]
+    for a, order in enumerate(orders):
+        assert abs(np.corrcoef(index, order)[0, 1]) < 0.1
+        for other in orders[a + 1 :]:
+            assert (order == other).mean() < 0.05
+
+
+def test_permutation_of_a_huge_corpus_costs_nothing():
+    size = 10**12
+    drawn = permute(np.arange(1000), size, 0, 0)
+    assert len(set(drawn.tolist())) == 1000
+    assert 0 <= drawn.min() < size // 10 < size * 9 // 10 < drawn.max() < size
+
+
+@pytest.mark.parametrize("start", [0, 24])
+def test_global_batches_do_not_depend_on_ranks(start):
+    def global_batches(world_size, micro):
+        passes = 24 // world_size // micro
+        ranks = [
+            first(TrainBatches(50, 24, micro, seed=3, rank=rank, world_size=world_size, start=start), 5 * passes)
+            for rank in range(world_size)
+        ]
+        return [
+            np.concatenate([micro for batches in ranks for micro in batches[b * passes : (b + 1) * passes]])
+            for b in range(5)
+        ]
+
+    expected = global_batches(1, 24)
+    assert len({tuple(batch) for batch in expected}) == 5
+    for world_size, micro in [(1, 6), (2, 12), (2, 3), (4, 6), (4, 2)]:
+        np.testing.assert_array_equal(global_batches(world_size, micro), expected)
+
+
+def test_start_continues_where_a_run_stopped():
+    whole = first(TrainBatches(50, 8, 4, seed=1), 20)
+    resumed = first(TrainBatches(50, 8, 4, seed=1, start=5 * 8), 10)
+    np.testing.assert_array_equal(whole[10:], resumed)
+
+
+def test_each_sample_comes_once_an_epoch():
+    samples = np.concatenate(first(TrainBatches(50, 8, 8, seed=1), 25))  # 200 positions = 4 epochs of 50
+    for epoch in samples.reshape(4, 50):
+        assert sorted(epoch) == list(range(50))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_samples", [1, 7, 16, 50])
+def test_evaluation_covers_each_sample_once(num_samples, world_size):
+    ranks = [EvalBatches(num_samples, 4, rank=rank, world_size=world_size) for rank in range(world_size)]
+    seen = [index for batches in ranks for batch in batches for index in batch]
+    assert sorted(seen) == list(range(num_samples))
+    assert all(len(list(batches)) == len(batches) for batches in ranks)

@@ -76,7 +76,7 @@ def readme_commands() -> list[str]:
 
 
 def test_every_command_of_the_readme_runs(environment, tmp_path: Path) -> None:
-    """As it stands there, in one directory and in order; training stops early, and the scripts find this environment."""
+    """As it stands there, in one directory and in order; only training stops early."""
     commands = readme_commands()
     assert len(commands) >= 8
     for name in ("README.md", "ARCHITECTURE.md", "examples", "scripts", "pyproject.toml", "requirements.lock"):

@@ -18,7 +18,7 @@ class Top:
 
 class Model:
     def __init__(
-        self, dim: int, depth: int = 2, rate: float = 0.1, kind: Literal["a", "b"] = "a", sizes: list[int] = [1]
+        self, dim: int, depth: int = 2, rate: float = 0.1, kind: Literal["a", "b"] = "a", sizes: list[int] | None = None
     ):
         pass
 

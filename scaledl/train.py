@@ -81,6 +81,9 @@ def run(config: DictConfig) -> float | None:
     if trainer.is_global_zero:
         console.print(start_table(config, data, num_parameters, trainer, resumed_from))
 
+    for logger in trainer.loggers:
+        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+
     summary = _facts_before(config, trainer, num_parameters)
     status = "failed"
     try:

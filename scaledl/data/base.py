@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -126,6 +127,7 @@ class Data(pl.LightningDataModule):
             collate_fn=_as_fetched,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
         )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 _ROUNDS = 4
+_TOGETHER = 4096  # positions permuted in one call, which for few costs a tenth of a millisecond
 
 
 def _mix(value: np.ndarray, key: int) -> np.ndarray:
@@ -79,11 +80,12 @@ class TrainBatches(Sampler[np.ndarray]):
         return samples
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        first = self.start + self.offset
+        steps = max(1, _TOGETHER // self.share)
+        positions = np.add.outer(np.arange(steps) * self.global_batch_size, np.arange(self.share))  # (steps, share)
+        positions += self.start + self.offset
         while True:
-            for micro in range(0, self.share, self.micro_batch_size):
-                yield self.samples_at(first + micro + np.arange(self.micro_batch_size))
-            first += self.global_batch_size
+            yield from self.samples_at(positions.ravel()).reshape(-1, self.micro_batch_size)
+            positions += steps * self.global_batch_size
 
 
 class EvalBatches(Sampler[np.ndarray]):

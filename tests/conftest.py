@@ -18,6 +18,7 @@ TINY_GPT = [
     "model.dim=32",
     "model.depth=2",
     "model.num_heads=2",
+    "model.hidden_dim=64",
     "data.seq_len=32",
     "~callbacks.samples",
 ]

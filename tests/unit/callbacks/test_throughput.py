@@ -1,0 +1,58 @@
+"""What counts as time of training, by a clock that the test moves."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+
+from scaledl.callbacks import throughput
+from scaledl.callbacks.throughput import Throughput
+
+Fit = Callable[..., pl.Trainer]
+
+
+class Clock(pl.Callback):
+    """A micro-batch takes 1 s, or 10 s among the first `slow` of them; a validation batch takes 1000 s."""
+
+    def __init__(self, slow: int = 0):
+        self.now, self.slow = 100.0, slow
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.now += 10.0 if batch_idx < self.slow else 1.0
+
+    def on_validation_batch_start(self, *arguments: Any) -> None:
+        self.now += 1000.0
+
+
+@pytest.fixture
+def run(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Throughput]:
+    def measure(clock: Clock, measured: Throughput, **arguments: Any) -> Throughput:
+        monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+        fit(clock, measured, **arguments)
+        return measured
+
+    return measure
+
+
+def test_validation_is_no_time_of_training(run: Callable[..., Throughput]) -> None:
+    measured = run(Clock(), Throughput(skip_steps=0), max_steps=8, val_every=2)
+    assert measured.train_seconds == 8
+    assert measured.rates == {"samples_per_second": 4.0}
+
+
+def test_the_first_steps_are_time_but_not_speed(run: Callable[..., Throughput]) -> None:
+    measured = run(Clock(slow=3), Throughput(skip_steps=3), max_steps=8)
+    assert measured.train_seconds == 3 * 10 + 5
+    assert measured.rates == {"samples_per_second": 4.0}
+
+
+def test_a_step_counts_all_of_its_micro_batches(run: Callable[..., Throughput]) -> None:
+    measured = run(Clock(), Throughput(skip_steps=2), max_steps=6, accumulation=4)
+    assert measured.train_seconds == 24
+    assert measured.rates == {"samples_per_second": 4.0}  # 16 samples in 4 s
+
+
+def test_there_is_no_speed_before_a_step_was_measured(run: Callable[..., Throughput]) -> None:
+    assert run(Clock(), Throughput(skip_steps=5), max_steps=5).rates == {}

@@ -7,19 +7,43 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate as hydra_instantiate
-from omegaconf import DictConfig
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from omegaconf import DictConfig, open_dict
 
 from scaledl.callbacks.checkpoint import Checkpoint
+from scaledl.callbacks.preemption import Preemption
 from scaledl.checkpoint import CheckpointFolders
-from scaledl.data.base import Data
+from scaledl.data.base import BatchDataset, Data
 from scaledl.distributed.parallelize import ModelBuilder
 from scaledl.loggers.jsonl import JsonlLogger
 from scaledl.tasks.base import Task
 
 # Arguments that code passes itself, by the node that a config therefore need not give them for.
-PROVIDED = {"task": ("model", "optimizer", "scheduler")}
+PROVIDED = {
+    "task": ("model", "optimizer", "scheduler"),
+    "trainer": (
+        "accelerator",
+        "strategy",
+        "devices",
+        "num_nodes",
+        "precision",
+        "logger",
+        "callbacks",
+        "plugins",
+        "accumulate_grad_batches",
+        "check_val_every_n_epoch",
+        "default_root_dir",
+        "num_sanity_val_steps",
+        "use_distributed_sampler",
+        "enable_checkpointing",
+        "enable_progress_bar",
+        "enable_model_summary",
+    ),
+}
 
 
 def instantiate(node: DictConfig, **arguments: Any) -> Any:
@@ -38,8 +62,8 @@ def data(config: DictConfig) -> Data:
     built: Data = instantiate(config.data)
     built.rank, built.world_size = int(os.environ.get("RANK", 0)), world_size()
     built.prepare()
-    for name, fact in built.facts().items():
-        config.data[name] = fact
+    with open_dict(config):
+        config.data.update(built.facts())
     return built
 
 
@@ -69,6 +93,7 @@ def trainer(config: DictConfig, run_dir: Path, accumulation: int) -> pl.Trainer:
     """Lightning's trainer over one endless epoch: the order of the data counts epochs itself."""
     callbacks = [instantiate(node) for node in config.callbacks.values() if node]
     callbacks.append(instantiate(config.checkpoint))
+    callbacks.sort(key=lambda callback: isinstance(callback, Preemption))  # last: what it stops is logged and saved
     for callback in callbacks:
         if hasattr(callback, "run_dir"):
             callback.run_dir = run_dir
@@ -82,8 +107,10 @@ def trainer(config: DictConfig, run_dir: Path, accumulation: int) -> pl.Trainer:
         accumulate_grad_batches=accumulation,
         precision=config.precision,
         strategy=instantiate(config.strategy),
+        accelerator="gpu" if torch.cuda.is_available() else "cpu",
         devices=1,
-        plugins=[CheckpointFolders()],
+        # One process is one process, whatever scheduler started it; Lightning would guess from Slurm's variables.
+        plugins=[CheckpointFolders(), LightningEnvironment()],
         callbacks=callbacks,
         logger=loggers,
         default_root_dir=run_dir,
@@ -93,6 +120,36 @@ def trainer(config: DictConfig, run_dir: Path, accumulation: int) -> pl.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+def check_fit(config: DictConfig, task: Task, train_set: BatchDataset) -> None:
+    """Run the objective on one sample without memory, to see that model, task and data fit.
+
+    Raises:
+        ValueError: they do not; shapes or names are in the message.
+    """
+    for ours, theirs in (("vocab_size", "vocab_size"), ("max_seq_len", "seq_len")):
+        have, need = config.model.get(ours), config.data.get(theirs)
+        if have is not None and need is not None and have < need:
+            raise ValueError(
+                f"model.{ours}={have} is less than data.{theirs}={need}; the model must hold what it reads"
+            )
+    batch = {name: tensor.to("meta") for name, tensor in train_set.__getitems__(np.arange(1)).items()}
+    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in batch.items())
+    task.model = task.model_builder.on_meta().eval()
+    try:
+        task.objective(batch)
+    except NotImplementedError:  # an operation that needs values, which the meta device does not have
+        pass
+    except KeyError as error:
+        raise ValueError(f"{type(task).__name__} needs {error} in a batch, but this data gives {shapes}") from error
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{type(task.model).__name__} does not fit a sample of this data ({shapes}): {reason}"
+        ) from error
+    finally:
+        task.model = None  # type: ignore[assignment]
 
 
 def checkpoint_of(trainer: pl.Trainer) -> Checkpoint:

@@ -31,7 +31,8 @@ def step_of(checkpoint: Path) -> int:
 
 def all_of(run_dir: Path) -> list[Path]:
     """The checkpoints of a run, oldest first, whole or damaged."""
-    return sorted((run_dir / "checkpoints").glob("step_*"), key=step_of)
+    found = (run_dir / "checkpoints").glob("step_*")
+    return sorted((path for path in found if path.name.removeprefix("step_").isdigit()), key=step_of)
 
 
 def problem_of(checkpoint: Path) -> str | None:
@@ -66,13 +67,32 @@ def latest(run_dir: Path) -> Path | None:
     return None
 
 
-def best(run_dir: Path) -> Path | None:
-    """The checkpoint of the best monitored value, if it is there and whole."""
+def best_of(run_dir: Path) -> dict[str, Any] | None:
+    """Metric, value and step of the best checkpoint, if it is still there."""
     try:
-        step = json.loads((run_dir / "checkpoints" / "best.json").read_text())["step"]
+        noted = json.loads((run_dir / "checkpoints" / "best.json").read_text())
+        return noted if folder_of(run_dir, noted["step"]).exists() else None
     except (OSError, ValueError, KeyError):
         return None
-    checkpoint = folder_of(run_dir, step)
+
+
+def clear_after(run_dir: Path, step: int) -> None:
+    """Put aside what lies in the way of a run that goes on from `step`: damaged newer checkpoints, halves of a save."""
+    for checkpoint in all_of(run_dir):
+        if step_of(checkpoint) > step:
+            aside = checkpoint.with_name(f"damaged_{checkpoint.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(checkpoint, aside)
+    for leftover in (run_dir / "checkpoints").glob(".step_*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def best(run_dir: Path) -> Path | None:
+    """The checkpoint of the best monitored value, if it is there and whole."""
+    noted = best_of(run_dir)
+    if noted is None:
+        return None
+    checkpoint = folder_of(run_dir, noted["step"])
     problem = problem_of(checkpoint)
     if problem is not None:
         warnings.warn(f"the best checkpoint, {checkpoint}, is damaged: {problem}", stacklevel=2)

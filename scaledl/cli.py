@@ -4,10 +4,13 @@ Nothing heavy is imported before it is known that it is needed: `--help` and `li
 """
 
 import argparse
+import math
 import os
 import signal
 import sys
 import traceback
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 TRAIN_HELP = """\
@@ -23,6 +26,7 @@ def main() -> None:
     # Threads of a parallel loop that wait spin before they sleep. GNU OpenMP's default, about 100 times longer, made a
     # small model's step three times slower beside one busy process, and no faster alone (docs/results.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    warnings.formatwarning = lambda message, *where, **more: f"scaledl: {message}\n"  # type: ignore[assignment]
     words = sys.argv[1:]
     debug = "--debug" in words
     sys.exit(run([word for word in words if word != "--debug"], debug))
@@ -30,10 +34,15 @@ def main() -> None:
 
 def run(words: list[str], debug: bool) -> int:
     """Exit code of a command: 0 done, 1 failed, 2 wrong words or config, 128 + n stopped by signal n after saving."""
+    parser = _parser()
+    arguments, more = parser.parse_known_args(words)
+    if more and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:  # settings that stand behind an option
+        arguments.overrides += more
     try:
-        arguments = _parser().parse_args(words)
         return _VERBS[arguments.verb](arguments)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
         return _report("stopped by Ctrl-C; what was saved before is whole", 130, debug)
     except BrokenPipeError:
         return 0
@@ -97,18 +106,29 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = verbs.add_parser("evaluate", parents=[of_run], help="metrics of a trained run")
     evaluate.add_argument("text", type=Path, nargs="?", help="a text file, for a language model")
     generate = verbs.add_parser("generate", parents=[of_run], help="let a language model write")
-    generate.add_argument("--prompt", default="\n")
-    generate.add_argument("--max-new-tokens", type=int, default=500)
-    generate.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token")
-    generate.add_argument("--top-k", type=int)
-    generate.add_argument("--top-p", type=float, default=1.0)
-    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--prompt", help="what the text begins with (default: a new line)")
+    generate.add_argument("--max-new-tokens", type=_number(int, 1), default=500)
+    generate.add_argument("--temperature", type=_number(float, 0), default=0.8, help="0: always the likeliest token")
+    generate.add_argument("--top-k", type=_number(int, 1), help="choose among the k likeliest tokens")
+    generate.add_argument("--top-p", type=_number(float, 1e-6, 1), default=1.0, help="among the likeliest of that mass")
+    generate.add_argument("--seed", type=_number(int, 0), default=0)
     generate.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text")
     listing = verbs.add_parser(
         "list", parents=[composed], help="every experiment: what it needs, how long it takes, what comes out"
     )
     listing.add_argument("family", nargs="?")
     return parser
+
+
+def _number(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
+    def read(word: str) -> float:
+        value = kind(word)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{word} does not lie between {low:g} and {high:g}")
+        return value
+
+    read.__name__ = "number"
+    return read
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -149,7 +169,6 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    _user_code()
     from scaledl.evaluate import evaluate
 
     evaluate(arguments.run_directory, arguments.checkpoint, arguments.text, _allowed(arguments))
@@ -157,7 +176,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    _user_code()
     from scaledl.generate import generate
 
     generate(
@@ -185,18 +203,15 @@ def _list(arguments: argparse.Namespace) -> int:
 def _folders(arguments: argparse.Namespace) -> list[Path]:
     from scaledl.config.folders import config_folders
 
-    _user_code()
     return config_folders(arguments.config_dir)
 
 
 def _allowed(arguments: argparse.Namespace) -> list[str]:
-    return [*arguments.allow, *os.environ.get("SCALEDL_ALLOW", "").split()]
-
-
-def _user_code() -> None:
-    """A package in the current folder can be named in a config, whichever way the program was started."""
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    """The packages that the person trusts; only then, and behind all others, can they lie in the current folder."""
+    packages = [*arguments.allow, *os.environ.get("SCALEDL_ALLOW", "").split()]
+    if packages and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return packages
 
 
 _VERBS = {

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import lightning.pytorch as pl
+import torch
+from omegaconf import DictConfig
 from rich.console import Console
 
 from scaledl import build, checkpoint, run_directory
@@ -23,31 +25,30 @@ def evaluate(run_dir: Path, which: str, text: Path | None, allowed: list[str]) -
         text: a text file to read instead of the run's own validation split.
     """
     quiet()
-    task, data, chosen = load_run(run_dir, which, allowed, with_data=text is None)
+    task, data, config, chosen = load_run(run_dir, which, allowed, with_data=text is None)
     if text is not None:
         data.read_instead(text, run_dir)
     trainer = pl.Trainer(
-        accelerator="auto",
+        accelerator="gpu" if torch.cuda.is_available() else "cpu",
         devices=1,
+        precision=config.precision,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
         use_distributed_sampler=False,
     )
-    trainer.validate(task, datamodule=data, verbose=False)
-    if text is None and data.split("test") is not None:
-        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
-        trainer.test(task, datamodule=data, verbose=False)
-        metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
-    else:
-        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    metrics: dict[str, float] = {}
+    for split, measure in (("val", trainer.validate), ("test", trainer.test)):
+        if data.split(split) is not None:
+            measure(task, datamodule=data, verbose=False)
+            metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
     Console().print(metrics_table({"checkpoint": str(chosen), "text": str(text or "")}, metrics))
     return metrics
 
 
-def load_run(run_dir: Path, which: str, allowed: list[str], with_data: bool) -> tuple[Task, Data, Path]:
-    """The task of a run with a checkpoint's weights, and its data.
+def load_run(run_dir: Path, which: str, allowed: list[str], with_data: bool) -> tuple[Task, Data, DictConfig, Path]:
+    """The task of a run with a checkpoint's weights, its data and its config, and which checkpoint it is.
 
     The config of a run directory may come from a stranger: it is validated like one that was typed.
 
@@ -63,4 +64,4 @@ def load_run(run_dir: Path, which: str, allowed: list[str], with_data: bool) -> 
     task = build.task(config, build.model(config))
     task.configure_model()
     task.load_state_dict(checkpoint.load_model_weights(chosen))
-    return task.eval(), data, chosen
+    return task.eval(), data, config, chosen

@@ -1,6 +1,7 @@
 """`runs/<experiment>/<run_id>/`: all that evaluate, generate and resume need."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +11,36 @@ from scaledl import atomic
 
 RESOLVED, LINKED, SUMMARY = "config.yaml", "composed.yaml", "summary.json"
 
+# What decides the numbers of a run; the rest (length, saving, logging, batches' split, ranks) may change on the way.
+_FIXED = ("model", "task", "data", "optimizer", "scheduler", "seed")
+_FREE = {
+    "data": ("micro_batch_size", "num_workers", "cache_dir", "num_proc"),
+    "scheduler": ("max_steps",),
+}
 
-def open_for(config: DictConfig, run_dir: Path) -> None:
-    """Make the directory and write the config: with every value resolved, and with its links, for resume.
+
+def check_same_run(config: DictConfig, run_dir: Path) -> None:
+    """A run keeps what decides its numbers.
 
     Raises:
-        ValueError: the directory holds a run of another model or task.
+        ValueError: the directory holds a run with another model, task, data, optimizer, schedule or seed.
     """
-    known = run_dir / RESOLVED
-    if known.is_file():
-        before, now = OmegaConf.load(known), OmegaConf.create(OmegaConf.to_container(config, resolve=True))
-        for part in ("model", "task"):
-            if before[part] != now[part]:
-                changed = [key for key in {*before[part], *now[part]} if before[part].get(key) != now[part].get(key)]
-                raise ValueError(
-                    f"{run_dir} holds a run with another {part} ({part}.{sorted(changed)[0]} was"
-                    f" {before[part].get(sorted(changed)[0])!r}); choose another run_id, or leave it out"
-                )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(run_dir / LINKED, OmegaConf.to_yaml(config))
-    atomic.write_text(known, OmegaConf.to_yaml(config, resolve=True))
+    if not (run_dir / RESOLVED).is_file():
+        return
+    before, now = _decisive(OmegaConf.load(run_dir / RESOLVED)), _decisive(config)
+    changed = [f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in now if before.get(key) != now[key]]
+    changed += [f"{key} was {before[key]!r}, now left out" for key in before if key not in now]
+    if changed:
+        raise ValueError(
+            f"{run_dir} holds another run: {'; '.join(changed[:5])}. A run keeps what decides its numbers; "
+            "choose another run_id, or leave it out"
+        )
+
+
+def write_config(run_dir: Path, linked: str, config: DictConfig) -> None:
+    """The config with its links, for resume, and with every value resolved."""
+    atomic.write_text(run_dir / LINKED, linked)
+    atomic.write_text(run_dir / RESOLVED, OmegaConf.to_yaml(config, resolve=True))
 
 
 def load_config(run_dir: Path, name: str = RESOLVED) -> DictConfig:
@@ -48,4 +59,29 @@ def load_config(run_dir: Path, name: str = RESOLVED) -> DictConfig:
 
 
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
-    atomic.write_text(run_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    atomic.write_text(run_dir / SUMMARY, json.dumps(_finite(summary), indent=2) + "\n")
+
+
+def read_summary(run_dir: Path) -> dict[str, Any] | None:
+    path = run_dir / SUMMARY
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _decisive(config: Any) -> dict[str, Any]:
+    """Flat `group.key` values that decide a run's numbers."""
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    found: dict[str, Any] = {}
+    for group in _FIXED:
+        node = resolved[group]
+        if isinstance(node, dict):
+            found |= {f"{group}.{key}": v for key, v in node.items() if key not in _FREE.get(group, ())}
+        else:
+            found[group] = node
+    return found
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -35,7 +35,7 @@ def start_table(
     return _table("scaledl train", rows)
 
 
-def final_table(summary: dict[str, Any], run_dir: Path) -> Table:
+def final_table(summary: dict[str, Any], run_dir: Path, title: str) -> Table:
     """What came out."""
     rows = {
         name: f"{value:.4f}"
@@ -48,7 +48,7 @@ def final_table(summary: dict[str, Any], run_dir: Path) -> Table:
     rows["speed"] = ", ".join(f"{value:,.0f} {name.replace('_per_second', '/s')}" for name, value in speed.items())
     rows["time"] = f"{summary['total_seconds']:.0f} s in all, {summary['train_seconds'] or 0:.0f} s of training steps"
     rows["run directory"] = str(run_dir)
-    return _table(summary["status"], rows)
+    return _table(title, rows)
 
 
 def _table(title: str, rows: dict[str, str]) -> Table:

@@ -5,6 +5,7 @@ import importlib.metadata
 import logging
 import resource
 import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -47,6 +48,8 @@ def composed(words: list[str], folders: list[Path], allowed: list[str], resume: 
         config, problems = compose(words, folders)
     else:
         config = run_directory.load_config(resume, run_directory.LINKED)
+        if checkpoint.latest(resume) is None:
+            raise FileNotFoundError(f"{resume} holds no checkpoint to go on from; start it with scaledl train")
         config.run_dir = str(resume)
         problems = change(config, words, folders)
     problems += [] if problems else broken_rules(config)
@@ -61,34 +64,46 @@ def run(config: DictConfig) -> float | None:
     """Build, fit and evaluate a valid config."""
     quiet()
     started = time.time()
+    console = Console()
+    run_dir = Path(config.run_dir)
     data = build.data(config)
+    linked = OmegaConf.to_yaml(config)
     train_set = data.split("train")
     assert train_set is not None
     build.settle_steps(config, len(train_set))
+    run_directory.check_same_run(config, run_dir)
     model = build.model(config)
     num_parameters = sum(parameter.numel() for parameter in model.on_meta().parameters())
-
-    run_dir = Path(config.run_dir)
+    task = build.task(config, model)
+    build.check_fit(config, task, train_set)
     resumed_from = checkpoint.latest(run_dir)
-    run_directory.open_for(config, run_dir)
+    if resumed_from and _is_complete(config, run_dir, checkpoint.step_of(resumed_from)):
+        summary = run_directory.read_summary(run_dir)
+        assert summary is not None
+        console.print(final_table(summary, run_dir, title="completed before; trainer.max_steps=... trains on"))
+        return summary["best"]["value"] if summary["best"] else None
+
+    run_dir.mkdir(parents=True, exist_ok=True)
     data.save_to(run_dir)
+    run_directory.write_config(run_dir, linked, config)
     if resumed_from:
+        checkpoint.clear_after(run_dir, checkpoint.step_of(resumed_from))
         jsonl.rewind(run_dir / "metrics.jsonl", checkpoint.step_of(resumed_from))
     trainer = build.trainer(config, run_dir, data.accumulation)
-    build.checkpoint_of(trainer).run_dir = run_dir
-    task = build.task(config, model)
-    console = Console()
-    if trainer.is_global_zero:
-        console.print(start_table(config, data, num_parameters, trainer, resumed_from))
-
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+    if trainer.is_global_zero:
+        console.print(start_table(config, data, num_parameters, trainer, resumed_from))
 
     summary = _facts_before(config, trainer, num_parameters)
     status = "failed"
     try:
         trainer.fit(task, datamodule=data, ckpt_path=str(resumed_from) if resumed_from else None, weights_only=True)
-        _evaluate(trainer, task, data, run_dir)
+        if trainer.global_step % config.trainer.val_check_interval and data.split("val") is not None:
+            trainer.validate(task, datamodule=data, verbose=False)
+            build.checkpoint_of(trainer).save(trainer)
+        if data.split("test") is not None:
+            _test_best(trainer, task, data, run_dir)
         status = "completed"
     except Preempted:
         status = "preempted"
@@ -98,21 +113,20 @@ def run(config: DictConfig) -> float | None:
             summary |= {"status": status, **_facts_after(trainer, data, run_dir, time.time() - started)}
             run_directory.write_summary(run_dir, summary)
     if trainer.is_global_zero:
-        console.print(final_table(summary, run_dir))
-    best = summary["best"]
-    return best["value"] if best else None
+        console.print(final_table(summary, run_dir, title=status))
+    return summary["best"]["value"] if summary["best"] else None
 
 
-def _evaluate(trainer: pl.Trainer, task: pl.LightningModule, data: Any, run_dir: Path) -> None:
-    """Validate the last step where fit did not, then test the best checkpoint where the data has a test split."""
-    if trainer.global_step % trainer.val_check_interval and data.split("val") is not None:  # type: ignore[attr-defined]
-        trainer.validate(task, datamodule=data, verbose=False)
-        build.checkpoint_of(trainer).save(trainer)
-    if data.split("test") is not None:
-        chosen = checkpoint.best(run_dir)
-        if chosen:
-            task.load_state_dict(checkpoint.load_model_weights(chosen))
-        trainer.test(task, datamodule=data, verbose=False)
+def _is_complete(config: DictConfig, run_dir: Path, step: int) -> bool:
+    summary = run_directory.read_summary(run_dir)
+    return summary is not None and summary["status"] == "completed" and step >= config.trainer.max_steps
+
+
+def _test_best(trainer: pl.Trainer, task: pl.LightningModule, data: Any, run_dir: Path) -> None:
+    chosen = checkpoint.best(run_dir)
+    if chosen:
+        task.load_state_dict(checkpoint.load_model_weights(chosen))
+    trainer.test(task, datamodule=data, verbose=False)
 
 
 def _facts_before(config: DictConfig, trainer: pl.Trainer, num_parameters: int) -> dict[str, Any]:
@@ -122,7 +136,7 @@ def _facts_before(config: DictConfig, trainer: pl.Trainer, num_parameters: int) 
         del resolved[volatile]
     strategy = str(config.strategy["_target_"]).rpartition(".")[2]
     return {
-        "status": "failed",
+        "status": None,
         "experiment": config.experiment,
         "family": config.experiment.partition("/")[0],
         "strategy": strategy,
@@ -152,7 +166,7 @@ def _facts_after(trainer: pl.Trainer, data: Any, run_dir: Path, seconds: float) 
         "throughput": {name: rates.get(name) for name in ("samples_per_second", "tokens_per_second")},
         "mfu": None,
         "peak_memory_bytes": {
-            "host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
             "device": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         },
         "metrics": metrics.last if metrics else {},
@@ -162,9 +176,14 @@ def _facts_after(trainer: pl.Trainer, data: Any, run_dir: Path, seconds: float) 
 
 
 def _git_commit() -> str | None:
-    asked = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    """The commit of a checkout; an installed package has none."""
+    checkout = Path(__file__).parents[1]
+    if not (checkout / ".git").exists():
+        return None
+    try:
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
     return asked.stdout.strip() or None
 
 
@@ -175,6 +194,7 @@ def quiet() -> None:
     for message in (
         ".*does not have many workers.*",
         ".*no `val_dataloader`.*",
+        ".*Total length of `list` across ranks is zero.*",
         ".*Checkpoint directory.*",
         ".*`IterableDataset` has `__len__`.*",
         ".*isinstance.treespec, LeafSpec.*",

@@ -35,7 +35,7 @@ def bare_loop(config: DictConfig, steps: int) -> tuple[float, list[float]]:
     data = build.data(config)
     train_set = data.split("train")
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    model = build.model(config)(device)
+    model = build.model(config)().to(device)
     model.train()
     optimizer = build.instantiate(config.optimizer)(decay_groups(model), fused=True)
     scheduler = build.instantiate(config.scheduler)(optimizer)

@@ -1,13 +1,15 @@
 """When to save: every so many steps, at a new best, at the end; and which checkpoints stay."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 
 from scaledl import atomic
-from scaledl.checkpoint import all_of, folder_of, step_of
+from scaledl.callbacks.throughput import Throughput
+from scaledl.checkpoint import all_of, best_of, folder_of, step_of
 
 
 class Checkpoint(pl.Callback):
@@ -30,32 +32,35 @@ class Checkpoint(pl.Callback):
         self.best: dict[str, Any] | None = None
         self._due, self._saved_step = False, -1
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Count micro-batches as this run makes them: it may accumulate more or fewer than the one that saved."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        micro_batches = checkpoint["global_step"] * trainer.accumulate_grad_batches
+        for counts in (progress["total"], progress["current"]):
+            unfinished = counts["processed"] - counts["completed"]  # 1 if saved before Lightning counted the batch
+            counts |= dict.fromkeys(("ready", "started", "processed"), micro_batches)
+            counts["completed"] = micro_batches - unfinished
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.best = best_of(self.run_dir)
         self._saved_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         self._due |= trainer.global_step % self.every_n_steps == 0
-        validates_next = (
-            batch_idx + 1
-        ) % trainer.val_check_batch == 0  # then save after it: the result belongs to this step
-        if self._due and not validates_next:
+        if self._due and not validates_after(trainer, batch_idx):  # else save after it: the result belongs to the step
             self.save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        value = trainer.callback_metrics.get(self.monitor)
-        improved = value is not None and (
-            self.best is None or (value < self.best["value"] if self.mode == "min" else value > self.best["value"])
-        )
+        if self.monitor not in trainer.callback_metrics:
+            known = ", ".join(name for name in trainer.callback_metrics if name.startswith("val/"))
+            raise ValueError(f"monitor={self.monitor} is no metric of the validation; there are: {known}")
+        value = float(trainer.callback_metrics[self.monitor])
+        sign = 1 if self.mode == "min" else -1
+        improved = math.isfinite(value) and (self.best is None or sign * value < sign * self.best["value"])
         if improved:
-            self.best = {"metric": self.monitor, "value": float(value), "step": trainer.global_step}
+            self.best = {"metric": self.monitor, "value": value, "step": trainer.global_step}
         if trainer.state.fn == "fit" and (improved or self._due):
             self.save(trainer)
 
@@ -68,11 +73,17 @@ class Checkpoint(pl.Callback):
         if trainer.global_step != self._saved_step:
             trainer.save_checkpoint(folder_of(self.run_dir, trainer.global_step))
             self._saved_step = trainer.global_step
-        if not trainer.is_global_zero:
-            return
-        if self.best is not None and folder_of(self.run_dir, self.best["step"]).exists():
-            atomic.write_text(self.run_dir / "checkpoints" / "best.json", json.dumps(self.best))
-        keep = {self.best["step"]} if self.best else set()
-        for checkpoint in all_of(self.run_dir)[: -self.keep_last]:
-            if step_of(checkpoint) not in keep:
-                trainer.strategy.checkpoint_io.remove_checkpoint(checkpoint)
+        if trainer.is_global_zero:
+            if self.best is not None and folder_of(self.run_dir, self.best["step"]).exists():
+                atomic.write_text(self.run_dir / "checkpoints" / "best.json", json.dumps(self.best))
+            for checkpoint in all_of(self.run_dir)[: -self.keep_last]:
+                if self.best is None or step_of(checkpoint) != self.best["step"]:
+                    trainer.strategy.checkpoint_io.remove_checkpoint(checkpoint)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Throughput):
+                callback.restart_clock()
+
+
+def validates_after(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether an evaluation follows this micro-batch."""
+    return trainer.enable_validation and (batch_idx + 1) % trainer.val_check_batch == 0

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from scaledl.callbacks.checkpoint import Checkpoint
+from scaledl.callbacks.checkpoint import Checkpoint, validates_after
 
 
 class Preempted(Exception):  # noqa: N818 (an outcome, not an error)
@@ -26,23 +26,37 @@ class Preemption(pl.Callback):
         self._received: int | None = None
         self._previous: dict[int, Any] = {}
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not earlier: Lightning sets a SIGTERM handler of its own before, which would raise in the middle of a step.
         self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self._received is None or (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Checkpoint):
-                callback.save(trainer)
-        raise Preempted(self._received)
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not validates_after(trainer, batch_idx):
+            self._stop_if_asked(trainer)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._stop_if_asked(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._restore()
+
+    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+        if self._received is not None:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, Checkpoint):
+                    callback.save(trainer)
+            raise Preempted(self._received)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._received == signal.SIGINT == number:
             raise KeyboardInterrupt
         self._received = number
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}

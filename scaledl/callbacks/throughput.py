@@ -34,12 +34,17 @@ class Throughput(pl.Callback):
         self._since = now
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave out what happened since the last step."""
         self._since = time.perf_counter()
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        self._since = time.perf_counter()
+    def state_dict(self) -> dict[str, Any]:
+        return {"train_seconds": self.train_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.train_seconds = state_dict["train_seconds"]
 
     @property
     def rates(self) -> dict[str, float]:

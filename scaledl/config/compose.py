@@ -4,16 +4,18 @@ from pathlib import Path
 
 import yaml
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException
-from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from scaledl.config import resolvers
-from scaledl.config.folders import CONF, is_group, options
+from scaledl.config.folders import is_group, options
 from scaledl.config.validate import ConfigError, did_you_mean
 
 
@@ -46,12 +48,13 @@ def compose(words: list[str], folders: list[Path]) -> tuple[DictConfig, list[str
         raise ConfigError([*problems, _reason(error)]) from error
     if config.experiment is None:
         config.experiment = experiment or "custom/run"
-    config.run_id = config.run_id  # settled once: every later reading of the link sees the same name
+    config.run_id = str(config.run_id)  # settled once: every later reading of the link sees the same name
     return config, problems
 
 
 def change(config: DictConfig, words: list[str], folders: list[Path]) -> list[str]:
     """Apply `words` to a composed config, as `scaledl resume` does; returns what was wrong with them."""
+    resolvers.register()
     problems = []
     for word in words:
         try:
@@ -63,9 +66,10 @@ def change(config: DictConfig, words: list[str], folders: list[Path]) -> list[st
         if problem or override.key_or_group == "experiment":
             problems.append(problem or f"{word}: a run keeps its experiment; start a new run for another one")
         elif _is_choice(override, folders):
-            group = override.key_or_group
-            with open_dict(config):
-                config[group.replace("/", ".")] = _hydra(f"{group}/{override.value()}", [], folders)[group]
+            group, place = override.key_or_group, override.key_or_group.replace("/", ".")
+            chosen = _hydra(f"{group}/{override.value()}", [], folders)
+            with flag_override(config, ["struct", "readonly"], False):
+                OmegaConf.update(config, place, OmegaConf.select(chosen, place), merge=False)
         else:
             with flag_override(config, ["struct", "readonly"], False):
                 OmegaConf.update(config, override.key_or_group, override.value(), merge=False)
@@ -75,9 +79,15 @@ def change(config: DictConfig, words: list[str], folders: list[Path]) -> list[st
 def _hydra(name: str, lines: list[str], folders: list[Path]) -> DictConfig:
     resolvers.register()
     GlobalHydra.instance().clear()
-    search_path = ",".join(f"file://{folder}" for folder in folders if folder != CONF)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra_compose(name, overrides=[*lines, f"hydra.searchpath=[{search_path}]"])
+    # Hydra's own entry looks into the folder of train.yaml first; here the user's folders win.
+    Plugins.instance()  # they read file:// and pkg://
+    search_path = ConfigSearchPathImpl()
+    search_path.append("hydra", "pkg://hydra.conf")
+    for folder in folders:
+        search_path.append("scaledl", f"file://{folder}")
+    search_path.append("schema", "structured://")
+    Hydra.create_main_hydra2("scaledl", search_path)
+    return hydra_compose(name, overrides=lines)
 
 
 def _is_choice(override: Override, folders: list[Path]) -> bool:
@@ -97,9 +107,16 @@ def _problem(override: Override, folders: list[Path]) -> str | None:
         return f"{line}: hydra.* settings do nothing here; a run writes to run_dir, which you may set"
     if is_group(key, folders) and not override.is_delete():
         known, value = options(key, folders), override.value()
-        if isinstance(value, str) and value not in known:
-            return f"{line}: there is no {key} {value!r}{did_you_mean(value, known)} ({key} may be: {', '.join(known)})"
+        if value is None or (isinstance(value, str) and value not in known):
+            hint = did_you_mean(value or "", known)
+            return f"{line}: there is no {key} {value!r}{hint} ({key} may be: {', '.join(known)})"
+        if key == "experiment" and "@package _global_" not in _text(f"experiment/{value}.yaml", folders):
+            return f"{line}: the file must begin with the line `# @package _global_`, for it changes all groups"
     return None
+
+
+def _text(name: str, folders: list[Path]) -> str:
+    return next((folder / name).read_text(encoding="utf-8") for folder in folders if (folder / name).is_file())
 
 
 def _reason(error: Exception) -> str:

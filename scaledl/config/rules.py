@@ -21,13 +21,15 @@ def broken_rules(config: DictConfig) -> list[str]:
 
 def _nodes_have_targets(config: DictConfig) -> list[str]:
     single = ("data", "model", "task", "optimizer", "scheduler", "strategy", "trainer", "checkpoint")
-    nodes = {group: config[group] for group in single}
+    nodes = {group: config.get(group) for group in single}
     for group in ("callbacks", "logger"):
-        nodes |= {f"{group}.{name}": node for name, node in (config[group] or {}).items()}
+        nodes |= {f"{group}.{name}": node for name, node in (config.get(group) or {}).items()}
+    may_be_null = {path for path in nodes if "." in path} | {"scheduler"}
     return [
         f"{path}: {node!r} is no object; it must name its class as _target_"
         for path, node in nodes.items()
-        if node is not None and (not isinstance(node, DictConfig) or "_target_" not in node)
+        if not (node is None and path in may_be_null)
+        and not (isinstance(node, DictConfig) and isinstance(node.get("_target_"), str))
     ]
 
 
@@ -50,6 +52,15 @@ def _length_given(config: DictConfig) -> list[str]:
     trainer = config.trainer
     if trainer.max_steps < 0 and trainer.max_epochs < 0:
         return ["no end to the training is given: set trainer.max_steps or trainer.max_epochs"]
+    if trainer.max_steps >= 0 and trainer.max_epochs >= 0:
+        return [
+            f"trainer.max_steps={trainer.max_steps} and trainer.max_epochs={trainer.max_epochs} both end the training; "
+            "set one of them to -1"
+        ]
+    if config.seed < 0:
+        return [f"seed={config.seed}: give a number from 0 up"]
+    if not isinstance(trainer.val_check_interval, int):
+        return [f"trainer.val_check_interval={trainer.val_check_interval}: give a whole number of optimiser steps"]
     if trainer.val_check_interval < 1:
         return [
             f"trainer.val_check_interval={trainer.val_check_interval}: give a number of optimiser steps, at least 1"
@@ -58,7 +69,8 @@ def _length_given(config: DictConfig) -> list[str]:
 
 
 def _strategy_fits(config: DictConfig) -> list[str]:
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    tasks = os.environ.get("SLURM_NTASKS", 1) if "SLURM_PROCID" in os.environ else 1
+    ranks = int(os.environ.get("WORLD_SIZE", tasks))
     if ranks > 1 and config.strategy.get("_target_", "").endswith(".single"):
         return [f"strategy=single is one process, but the launcher started {ranks}; start one process"]
     return []

@@ -22,7 +22,7 @@ class Root:
     callbacks: Node
     logger: Node
     seed: int
-    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
+    precision: Literal["32-true", "bf16-mixed", "bf16-true"]
     compile: bool
     activation_checkpointing: Literal["none", "full"]
     monitor: str

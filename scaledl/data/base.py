@@ -41,7 +41,7 @@ class Data(pl.LightningDataModule):
     def prepare(self) -> None:
         """Bring the data onto this machine. Several processes may call it at once; a second call does no work."""
 
-    def facts(self) -> dict[str, int]:
+    def facts(self) -> dict[str, Any]:
         """What models must know of the data, by the names of this class's arguments (num_classes, ...)."""
         return {}
 
@@ -61,6 +61,10 @@ class Data(pl.LightningDataModule):
     def baselines(self) -> dict[str, float]:
         """What a simple method reaches on the validation split, by name, to be read beside the model's result."""
         return {}
+
+    def read_instead(self, text: Path, folder: Path) -> None:
+        """Make the text of a file the validation split, with what `save_to` left in `folder`."""
+        raise ValueError(f"{type(self).__name__} is no text; evaluate this run without a text file")
 
     def save_to(self, folder: Path) -> None:
         """Write into the run directory what generate and evaluate need without the data itself (a tokenizer, say)."""

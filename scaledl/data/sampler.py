@@ -61,9 +61,8 @@ class TrainBatches(Sampler[np.ndarray]):
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
-        shuffle: bool = True,
     ):
-        self.num_samples, self.seed, self.start, self.shuffle = num_samples, seed, start, shuffle
+        self.num_samples, self.seed, self.start = num_samples, seed, start
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.share = global_batch_size // world_size
         self.offset = rank * self.share
@@ -71,8 +70,6 @@ class TrainBatches(Sampler[np.ndarray]):
     def samples_at(self, positions: np.ndarray) -> np.ndarray:
         """Sample indices (n,) at stream `positions` (n,)."""
         epochs, within = np.divmod(positions, self.num_samples)
-        if not self.shuffle:
-            return within
         samples = np.empty_like(within)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch

@@ -1,6 +1,8 @@
 """Text for language models: windows of a long line of tokens, gathered from memory-mapped shards."""
 
+import os
 import shutil
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scaledl.data.base import BatchDataset, Data
-from scaledl.data.corpus import find_corpus
+from scaledl.data.corpus import Corpus, find_corpus
 from scaledl.data.ngram import ngram_floor
 from scaledl.data.pretokenize import prepare_tokens
 from scaledl.data.shards import Tokens, read_manifest
@@ -125,7 +127,7 @@ class TextData(Data):
                 raise ValueError(f"data.{name}={value} must be at least 1")
         if not 0 <= val_fraction < 1:
             raise ValueError(f"data.val_fraction={val_fraction} must lie in [0, 1); 0 trains on all of the text")
-        self.corpus = find_corpus(path, dataset, dataset_config, dataset_split, embedded, text_column, encoding)
+        self.source = (path, dataset, dataset_config, dataset_split, embedded, text_column, encoding)
         self.tokenizer, self.vocab_size = tokenizer, vocab_size
         self.text_column, self.encoding = text_column, encoding
         self.seq_len, self.stride, self.document_mask = seq_len, stride, document_mask
@@ -133,6 +135,11 @@ class TextData(Data):
         self.cache_dir = Path(cache_dir).expanduser() / "text"
         self.folder: Path | None = None
         self.manifest: dict[str, Any] = {}
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """Found when it is first needed: a run that only writes needs no corpus."""
+        return find_corpus(*self.source)
 
     def prepare(self) -> None:
         if self.folder is not None:
@@ -163,20 +170,29 @@ class TextData(Data):
 
     def baselines(self) -> dict[str, float]:
         """What counting reaches on the validation split: the loss of an interpolated 3-gram model."""
+        if not self.manifest["splits"]["val"]["tokens"]:
+            return {}
         train, val = (self._windows(split).tokens for split in ("train", "val"))
         ids = [tokens.take(np.arange(len(tokens))) for tokens in (train, val)]
         return {"3-gram val/loss": ngram_floor(*ids, order=3)}
 
     def read_instead(self, text: Path, folder: Path) -> None:
         """Make the text of a file the validation split, read by the tokenizer in `folder`; nothing is prepared."""
+        if not text.is_file():
+            raise FileNotFoundError(f"there is no file {text} to evaluate on")
         corpus = find_corpus(str(text), None, None, "train", "docs", self.text_column, self.encoding)
         tokenizer = load_tokenizer(folder)
         self._datasets = {
             "val": windows_of_text("".join(piece for _, piece in corpus.pieces()), tokenizer, self.seq_len)
         }
 
-    def facts(self) -> dict[str, int]:
-        return {"vocab_size": self.vocab_size or self.tokenizer.vocab_size}
+    def facts(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"vocab_size": self.vocab_size or self.tokenizer.vocab_size}
+        if self.source[0]:
+            found["path"] = os.path.abspath(
+                os.path.expanduser(os.path.expandvars(self.source[0]))
+            )  # a run is resumed from anywhere
+        return found
 
     def bytes_per_token(self, split: str = "val") -> float:
         facts = self.manifest["splits"][split]
@@ -200,4 +216,7 @@ class TextData(Data):
 
     def save_to(self, folder: Path) -> None:
         assert self.folder is not None, "prepare comes first"
-        shutil.copyfile(self.folder / FILE, Path(folder) / FILE)
+        ours, theirs = self.folder / FILE, Path(folder) / FILE
+        if theirs.is_file() and theirs.read_bytes() != ours.read_bytes():
+            raise ValueError(f"{folder} holds a run on another text: its tokenizer differs; choose another run_id")
+        shutil.copyfile(ours, theirs)

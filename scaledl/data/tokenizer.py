@@ -217,6 +217,17 @@ class HubTokenizer(SubwordTokenizer):
         self.name = state["name"]
 
 
+def first_ids(tokenizer: Tokenizer, prompt: str | None) -> list[int]:
+    """Ids to begin with: those of the prompt or, without one, a new line where the tokenizer knows it."""
+    try:
+        ids = tokenizer.encode("\n" if prompt is None else prompt).tolist()
+    except ValueError:
+        if prompt is not None:
+            raise
+        ids = []
+    return ids or [tokenizer.eos_id]
+
+
 def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
     """The text of ids that come one by one, in whole characters: bytes of an unfinished one wait for the next id."""
     seen: list[int] = []

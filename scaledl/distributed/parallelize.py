@@ -14,7 +14,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 
 class ModelBuilder:
-    """Builds the model on a device, when asked and not before.
+    """Builds the model when asked and not before.
 
     Args:
         make: constructs the model with its plain arguments.
@@ -42,8 +42,9 @@ class ModelBuilder:
         with torch.device("meta"):
             return self.make()
 
-    def __call__(self, device: torch.device) -> nn.Module:
-        model = self.on_meta().to_empty(device=device)
+    def __call__(self) -> nn.Module:
+        """The model on the host, whose generator gives the same weights on every machine."""
+        model = self.on_meta().to_empty(device="cpu")
         initialize(model, self.seed)
         blocks = _blocks(model)
         if self.activation_checkpointing == "full":
@@ -60,7 +61,7 @@ class ModelBuilder:
 def initialize(model: nn.Module, seed: int) -> None:
     """Give every module its initial weights, children before parents, each from a seed of (seed, the module's name).
 
-    So a weight does not depend on the order or the device in which modules were built, or on which others exist.
+    So a weight does not depend on the order in which modules were built, or on which others exist.
     """
     modules = dict(model.named_modules())
     with torch.random.fork_rng(devices=[]):

@@ -28,7 +28,7 @@ class Task(pl.LightningModule):
         scheduler: Callable[[Optimizer], Any] | None = None,
     ):
         super().__init__()
-        self._build_model, self._make_optimizer, self._make_scheduler = model, optimizer, scheduler
+        self.model_builder, self._make_optimizer, self._make_scheduler = model, optimizer, scheduler
         self.model: nn.Module = None  # type: ignore[assignment]
         self.step_metrics: dict[str, Tensor] = {}
         self._eval_sums: dict[str, Tensor] = {}
@@ -49,11 +49,11 @@ class Task(pl.LightningModule):
 
     def configure_model(self) -> None:
         if self.model is None:
-            self.model = self._build_model(self.device)
+            self.model = self.model_builder()
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self._make_optimizer(decay_groups(self.model))
-        if "fused" in optimizer.defaults and optimizer.defaults["fused"] is None:
+        if optimizer.defaults.get("fused", False) is None and not optimizer.defaults.get("foreach"):
             optimizer = self._make_optimizer(decay_groups(self.model), fused=True)
         if self._make_scheduler is None:
             return {"optimizer": optimizer}
@@ -64,7 +64,7 @@ class Task(pl.LightningModule):
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Draw all noise from (seed, micro-batch, rank), so that a resumed run needs no saved generator state."""
-        seed = (self._build_model.seed * 1_000_003 + batch_idx) * 65_537 + self.global_rank
+        seed = ((self.model_builder.seed * 1_000_003 + batch_idx) * 65_537 + self.global_rank) % 2**63
         # Not torch.manual_seed: where CUDA is not in use it keeps every call for later, with a stack trace, for 1 ms.
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":

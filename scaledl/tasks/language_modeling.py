@@ -9,8 +9,6 @@ from torch import Tensor
 
 from scaledl.tasks.base import Task
 
-IGNORED = -100  # a label that counts nothing, PyTorch's own default
-
 
 class LanguageModeling(Task):
     """Cross entropy of the next token: `input_ids` (B, T), `labels` (B, T) already shifted, in nats a token."""
@@ -18,10 +16,10 @@ class LanguageModeling(Task):
     def objective(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         context = {"document_ids": batch["document_ids"]} if "document_ids" in batch else {}
         logits = self.model(batch["input_ids"], **context)  # (B, T, V)
-        return {"loss": F.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten(), ignore_index=IGNORED)}
+        return {"loss": F.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())}
 
     def weight(self, batch: dict[str, Tensor]) -> Tensor:
-        return (batch["labels"] != IGNORED).sum()
+        return (batch["labels"] >= 0).sum()
 
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
         """Adds perplexity and, where the data knows how many bytes a token stands for, bits per byte."""

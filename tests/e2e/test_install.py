@@ -62,7 +62,7 @@ def test_an_installed_wheel_trains_in_an_empty_directory(environment, tmp_path: 
 
     mine = empty / "conf" / "experiment" / "mine" / "circles.yaml"
     mine.parent.mkdir(parents=True)
-    mine.write_text("# @package _global_\ndefaults:\n  - /experiment/mlp/circles\ntrainer:\n  max_epochs: 3\n")
+    mine.write_text("# @package _global_\ndefaults:\n  - /experiment/mlp/circles\ntrainer:\n  max_steps: 30\n")
     assert "mine/circles" in scaledl("list", "--config-dir", "conf")
     scaledl("train", "--config-dir", "conf", "experiment=mine/circles", "run_id=a")
     assert summary_of(empty / "runs/mine/circles/a")["status"] == "completed"

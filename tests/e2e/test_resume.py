@@ -76,7 +76,7 @@ def test_a_signal_saves_and_resume_goes_on(scaledl, environment, tmp_path: Path,
     stopped_at = summary["steps"]
     assert (run_dir / "checkpoints" / f"step_{stopped_at:08d}").exists()
 
-    said = scaledl("resume", str(FOLDER / "stopped"), "trainer.max_steps=60").stdout
+    said = scaledl("resume", str(FOLDER / "stopped"), "trainer.max_steps=60", "data.micro_batch_size=4").stdout
     assert f"step {stopped_at}" in said
     steps = [line["step"] for line in metrics_of(run_dir) if "train/loss" in line]
     assert steps == list(range(1, 61))

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from scaledl import build
 from scaledl.callbacks.checkpoint import Checkpoint
+from scaledl.callbacks.preemption import Preemption
 from scaledl.config.folders import CONF
 from scaledl.loggers.jsonl import JsonlLogger
 from scaledl.train import composed
@@ -88,6 +89,6 @@ def test_the_trainer_counts_validation_in_optimiser_steps_and_everyone_knows_the
     assert trainer.max_epochs == -1
     assert all(callback.run_dir == tmp_path for callback in trainer.callbacks if hasattr(callback, "run_dir"))
     assert isinstance(build.checkpoint_of(trainer), Checkpoint)
-    assert trainer.callbacks[-1] is build.checkpoint_of(trainer)  # it saves what the others have done
+    assert isinstance(trainer.callbacks[-1], Preemption)  # last: what it stops is logged and saved
     assert [type(logger) for logger in trainer.loggers] == [JsonlLogger]
     assert trainer.loggers[0].path == tmp_path / "metrics.jsonl"

@@ -11,6 +11,7 @@ import torch
 
 from scaledl import checkpoint
 from scaledl.callbacks.checkpoint import Checkpoint
+from scaledl.data.points import Points
 
 Fit = Callable[..., pl.Trainer]
 
@@ -24,13 +25,15 @@ def state_of(run_dir: Path, step: int) -> dict[str, Any]:
 
 
 class Saves(pl.Callback):
-    """Counts what is written."""
+    """Notes at which steps is written, and how many validations are still to come then."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
+        self.validations_to_come: list[int] = []
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         self.steps.append(trainer.global_step)
+        self.validations_to_come.append(len(pl_module.script))
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
@@ -63,12 +66,23 @@ def test_a_new_best_is_saved_though_no_save_is_due(fit: Fit, tmp_path: Path) -> 
     assert steps_in(tmp_path) == [2, 4, 8]
 
 
-def test_a_step_is_written_once_and_after_its_validation(fit: Fit, tmp_path: Path) -> None:
+def test_a_step_is_written_once_and_after_its_validation(fit: Fit) -> None:
     saves = Saves()
     fit(Checkpoint(every_n_steps=2, keep_last=100), saves, max_steps=6, val_every=2, script=[3.0, 1.0, 2.0])
     assert saves.steps == [2, 4, 6]
-    remembered = [state_of(tmp_path, step)["callbacks"]["Checkpoint"]["best"]["step"] for step in saves.steps]
-    assert remembered == [2, 4, 4]
+    assert saves.validations_to_come == [2, 1, 0]
+
+
+def test_without_validation_nothing_is_late(fit: Fit, tmp_path: Path) -> None:
+    data = Points("moons", 4, 4, num_samples=40, val_fraction=0.0)
+    fit(Checkpoint(every_n_steps=2, keep_last=100), max_steps=5, val_every=1, data=data)
+    assert steps_in(tmp_path) == [2, 4, 5]
+
+
+def test_a_validation_that_is_not_a_number_is_no_best(fit: Fit, tmp_path: Path) -> None:
+    callback = Checkpoint(every_n_steps=1000)
+    fit(callback, max_steps=6, val_every=2, script=[float("nan"), 2.0, 3.0])
+    assert callback.best == {"metric": "val/loss", "value": 2.0, "step": 4}
 
 
 def test_a_resumed_run_remembers_its_best(fit: Fit, tmp_path: Path) -> None:

@@ -40,15 +40,7 @@ class Sender(pl.Callback):
                 os.kill(os.getpid(), number)
 
 
-LIGHTNING_IS_FIRST = pytest.mark.xfail(
-    reason="Lightning's own SIGTERM handler raises SIGTERMException after the micro-batch: nothing is saved",
-    strict=True,
-)
-
-
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=LIGHTNING_IS_FIRST), signal.SIGUSR1]
-)
+@pytest.mark.parametrize("number", Preemption.SIGNALS)
 def test_a_signal_stops_at_the_end_of_its_step_and_saves_it(fit: Fit, tmp_path: Path, number: signal.Signals) -> None:
     sender = Sender(6, number)  # in the first of the three micro-batches of step 3
     with pytest.raises(Preempted, match=number.name) as stopped:
@@ -62,7 +54,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(fit: Fit, tmp_path: Path) -
     arguments = {"max_steps": 6, "accumulation": 2}
     straight = fit(**arguments).lightning_module.model.weight.detach()
     with pytest.raises(Preempted):
-        fit(Sender(4, signal.SIGUSR1), Preemption(), Checkpoint(every_n_steps=1000), **arguments)
+        fit(Sender(4, signal.SIGTERM), Preemption(), Checkpoint(every_n_steps=1000), **arguments)
     torch.rand(17)
     resumed = fit(Checkpoint(every_n_steps=1000), resume=checkpoint.latest(tmp_path), **arguments)
     assert torch.equal(resumed.lightning_module.model.weight.detach(), straight)
@@ -75,7 +67,18 @@ def test_a_second_ctrl_c_stops_at_once(fit: Fit, tmp_path: Path) -> None:
     assert checkpoint.all_of(tmp_path) == []
 
 
-def test_a_finished_run_gives_the_signals_back(fit: Fit) -> None:
+def test_a_run_gives_the_signals_back_however_it_ends(fit: Fit) -> None:
     before = [signal.getsignal(number) for number in Preemption.SIGNALS]
     fit(Preemption(), max_steps=1)
     assert [signal.getsignal(number) for number in Preemption.SIGNALS] == before
+    with pytest.raises(Preempted):
+        fit(Sender(1, signal.SIGUSR1), Preemption(), max_steps=3)
+    assert [signal.getsignal(number) for number in Preemption.SIGNALS] == before
+
+
+def test_a_step_that_is_due_for_validation_is_validated_before_it_stops(fit: Fit, tmp_path: Path) -> None:
+    saving = Checkpoint(every_n_steps=1000)
+    with pytest.raises(Preempted):
+        fit(Sender(3, signal.SIGUSR1), saving, Preemption(), max_steps=8, val_every=4, script=[1.0, 0.5])
+    assert saving.best == {"metric": "val/loss", "value": 1.0, "step": 4}
+    assert checkpoint.latest(tmp_path) == checkpoint.folder_of(tmp_path, 4)

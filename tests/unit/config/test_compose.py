@@ -39,7 +39,12 @@ def test_the_issue_s_example_names_both_problems_with_a_suggestion() -> None:
         ([CIRCLES, "callbacks.extra.x=1"], "callbacks.extra"),
         ([CIRCLES, "data.micro_batch_size=7"], "data.micro_batch_size="),
         ([CIRCLES, "trainer.max_steps=-1", "trainer.max_epochs=-1"], "no end to the training"),
-        ([CIRCLES, "task.model=3"], "leave it out here"),
+        ([CIRCLES, "task.model=3"], "leave it out"),
+        ([CIRCLES, "trainer.max_epochs=3"], "both end the training"),
+        ([CIRCLES, "trainer.devices=2"], "trainer.devices: the run sets this itself"),
+        ([CIRCLES, "logger=null"], "logger may be: none"),
+        ([CIRCLES, "checkpoint=null"], "checkpoint"),
+        ([CIRCLES, "seed=-1"], "from 0 up"),
         ([], "nothing to train"),
     ],
 )
@@ -71,6 +76,11 @@ def test_a_users_folder_adds_and_overrides(tmp_path: Path) -> None:
     experiment.write_text("# @package _global_\ndefaults:\n  - /experiment/mlp/circles\nseed: 7\n")
     config = composed(["experiment=mine/rings"], config_folders([str(tmp_path)]), [])
     assert (config.seed, config.experiment) == (7, "mine/rings")
+    ours = CONF / "model" / "mlp.yaml"
+    theirs = tmp_path / "model" / "mlp.yaml"
+    theirs.parent.mkdir()
+    theirs.write_text(ours.read_text().replace("dropout: 0.0", "dropout: 0.25"))
+    assert composed([CIRCLES], config_folders([str(tmp_path)]), []).model.dropout == 0.25
 
 
 def test_a_folder_that_is_not_there_is_said() -> None:

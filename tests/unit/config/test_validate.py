@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pytest
 from omegaconf import OmegaConf
 
-from scaledl.config.validate import ConfigError, locate, validate
+from scaledl.config.validate import ALLOWED, ConfigError, locate, validate
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Model:
 
 def problems(**top: Any) -> list[str]:
     config = OmegaConf.create({"seed": 0, **top})
-    return validate(config, Top, {}, ("scaledl", "torch.nn", "torch.optim", __name__))
+    return validate(config, Top, {}, (*ALLOWED, __name__))
 
 
 def model(**arguments: Any) -> dict[str, Any]:
@@ -51,8 +51,12 @@ def model(**arguments: Any) -> dict[str, Any]:
         ({"model": model(dim="???")}, "model.dim: must be given"),
         ({"model": {"_target_": f"{__name__}.Modle", "dim": 1}}, "did you mean 'Model'?"),
         ({"model": {"_target_": "os.system", "command": "true"}}, "add --allow os"),
-        ({"model": {"_target_": "torch.nn.modules.module.warnings.warn"}}, "may not be called from a config"),
-        ({"model": {"_target_": "torch.load", "f": "x"}}, "_target_ 'torch.load' is not under"),
+        ({"model": {"_target_": "torch.nn.modules.module.warnings.warn"}}, "which a config may not call"),
+        ({"model": {"_target_": "torch.nn.modules.module.torch.load", "f": "x"}}, "which a config may not call"),
+        ({"model": {"_target_": "lightning.pytorch.cli.instantiate_class"}}, "may not be named"),
+        ({"model": {"_target_": "scaledl.cli.run", "words": []}}, "may not be named"),
+        ({"model": {"_target_": "torch.nn.Sequential", "_args_": [1]}}, "_args_: not allowed"),
+        ({"model": {"_target_": "torch.load", "f": "x"}}, "'torch.load' may not be named"),
     ],
 )
 def test_a_mistake_is_named(top: dict[str, Any], expected: str) -> None:
@@ -84,7 +88,7 @@ def test_nested_targets_are_checked() -> None:
 
 
 def test_nothing_outside_the_allowed_roots_is_imported() -> None:
-    with pytest.raises(ValueError, match="not under"):
+    with pytest.raises(ValueError, match="may not be named"):
         locate("antigravity.geohash")
     import sys
 

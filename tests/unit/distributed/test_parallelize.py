@@ -13,7 +13,7 @@ def make() -> nn.Module:
 
 
 def build(**arguments) -> nn.Module:
-    return ModelBuilder(make, **arguments)(torch.device("cpu"))
+    return ModelBuilder(make, **arguments)()
 
 
 def loss_and_gradients(model: nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -34,7 +34,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_gives_others() -> None
 def test_a_weight_does_not_depend_on_the_depth_of_the_rest() -> None:
     deep = ModelBuilder(lambda: GPT(vocab_size=11, max_seq_len=8, dim=16, depth=3, num_heads=2), seed=1)
     key = "blocks.0.attention.q.weight"
-    assert torch.equal(build(seed=1).state_dict()[key], deep(torch.device("cpu")).state_dict()[key])
+    assert torch.equal(build(seed=1).state_dict()[key], deep().state_dict()[key])
 
 
 def test_building_leaves_the_generator_alone() -> None:

@@ -68,9 +68,12 @@ def test_an_evaluation_is_the_mean_over_the_whole_set_though_its_last_batch_is_s
 
 
 def test_each_evaluation_begins_anew() -> None:
-    task, data, runner = classification(), Points(4, 4), trainer()
-    first, second = (runner.validate(task, datamodule=data, verbose=False) for _ in range(2))
-    assert first == second
+    task, data, alone, after = classification(), Points(4, 4), trainer(), trainer()
+    alone.test(task, datamodule=data, verbose=False)
+    trainer().validate(task, datamodule=data, verbose=False)
+    after.test(task, datamodule=data, verbose=False)
+    assert set(after.callback_metrics) == {"test/loss", "test/acc"}
+    assert after.callback_metrics == alone.callback_metrics
 
 
 class Sums(Task):
@@ -110,9 +113,9 @@ def test_micro_batches_make_the_step_and_the_metrics_of_the_whole_batch() -> Non
 def test_clipping_reports_the_norm_before_it_and_bounds_the_step() -> None:
     data = Points(12, 12)
     task = fit(classification(partial(torch.optim.SGD, lr=1.0)), data, gradient_clip_val=0.01)
-    before = ModelBuilder(partial(MLP, 3, [8], 4))(torch.device("cpu"))
     untrained = classification()
-    untrained.model = before
+    untrained.configure_model()
+    before = untrained.model
     first = next(iter(data.train_dataloader().batch_sampler))
     untrained.objective(data.split("train").__getitems__(first))["loss"].backward()
     norm = torch.stack([p.grad.norm() for p in before.parameters()]).norm()

@@ -15,7 +15,7 @@ from scaledl.data.text import windows_of_text
 from scaledl.data.tokenizer import CharTokenizer
 from scaledl.distributed.parallelize import ModelBuilder
 from scaledl.models.gpt import GPT
-from scaledl.tasks.language_modeling import IGNORED, LanguageModeling, sample_token
+from scaledl.tasks.language_modeling import LanguageModeling, sample_token
 
 # A bigram model's probabilities of the next of three tokens, by the token before.
 BIGRAMS = torch.tensor([[0.5, 0.25, 0.25], [0.125, 0.75, 0.125], [0.25, 0.25, 0.5]])
@@ -54,7 +54,7 @@ def test_the_loss_is_nats_per_token() -> None:
 
 
 def test_a_label_of_minus_100_counts_nothing() -> None:
-    batch = {"input_ids": torch.tensor([[0, 1, 1], [2, 2, 0]]), "labels": torch.tensor([[0, IGNORED, 1], [-100] * 3])}
+    batch = {"input_ids": torch.tensor([[0, 1, 1], [2, 2, 0]]), "labels": torch.tensor([[0, -100, 1], [-100] * 3])}
     task = task_of(Bigram)
     assert task.objective(batch)["loss"].item() == pytest.approx(-(math.log(0.5) + math.log(0.75)) / 2, rel=1e-6)
     assert task.weight(batch).item() == 2

@@ -89,7 +89,7 @@ def task(config: DictConfig, model: ModelBuilder) -> Task:
     return instantiate(config.task, model=model, optimizer=optimizer, scheduler=scheduler)
 
 
-def trainer(config: DictConfig, run_dir: Path, accumulation: int) -> pl.Trainer:
+def trainer(config: DictConfig, run_dir: Path, data: Data) -> pl.Trainer:
     """Lightning's trainer over one endless epoch: the order of the data counts epochs itself."""
     callbacks = [instantiate(node) for node in config.callbacks.values() if node]
     callbacks.append(instantiate(config.checkpoint))
@@ -102,9 +102,10 @@ def trainer(config: DictConfig, run_dir: Path, accumulation: int) -> pl.Trainer:
     return instantiate(
         config.trainer,
         max_epochs=-1,
-        val_check_interval=config.trainer.val_check_interval * accumulation,
+        val_check_interval=config.trainer.val_check_interval * data.accumulation,
+        limit_val_batches=config.trainer.limit_val_batches if data.split("val") is not None else 0,
         check_val_every_n_epoch=None,
-        accumulate_grad_batches=accumulation,
+        accumulate_grad_batches=data.accumulation,
         precision=config.precision,
         strategy=instantiate(config.strategy),
         accelerator="gpu" if torch.cuda.is_available() else "cpu",

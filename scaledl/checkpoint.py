@@ -151,7 +151,7 @@ class CheckpointFolders(CheckpointIO):
             os.rename(beside, path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             shutil.rmtree(beside, ignore_errors=True)
-            free = shutil.disk_usage(path.parent).free / 2**20
+            free = shutil.disk_usage(next(parent for parent in path.parents if parent.exists())).free / 2**20
             raise OSError(
                 f"the checkpoint {path} could not be written ({str(error).splitlines()[0]}; {free:,.0f} MiB free); the"
                 " checkpoints before it are whole. Free some space and run the same command again"

@@ -77,19 +77,17 @@ def run(config: DictConfig) -> float | None:
     task = build.task(config, model)
     build.check_fit(config, task, train_set)
     resumed_from = checkpoint.latest(run_dir)
-    if resumed_from and _is_complete(config, run_dir, checkpoint.step_of(resumed_from)):
-        summary = run_directory.read_summary(run_dir)
-        assert summary is not None
+    if resumed_from and (summary := _completed(config, run_dir, checkpoint.step_of(resumed_from))):
         console.print(final_table(summary, run_dir, title="completed before; trainer.max_steps=... trains on"))
         return summary["best"]["value"] if summary["best"] else None
 
     run_dir.mkdir(parents=True, exist_ok=True)
     data.save_to(run_dir)
     run_directory.write_config(run_dir, linked, config)
-    if resumed_from:
-        checkpoint.clear_after(run_dir, checkpoint.step_of(resumed_from))
-        jsonl.rewind(run_dir / "metrics.jsonl", checkpoint.step_of(resumed_from))
-    trainer = build.trainer(config, run_dir, data.accumulation)
+    step = checkpoint.step_of(resumed_from) if resumed_from else -1
+    checkpoint.clear_after(run_dir, step)
+    jsonl.rewind(run_dir / "metrics.jsonl", step)
+    trainer = build.trainer(config, run_dir, data)
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
     if trainer.is_global_zero:
@@ -117,9 +115,11 @@ def run(config: DictConfig) -> float | None:
     return summary["best"]["value"] if summary["best"] else None
 
 
-def _is_complete(config: DictConfig, run_dir: Path, step: int) -> bool:
+def _completed(config: DictConfig, run_dir: Path, step: int) -> dict[str, Any] | None:
+    """The summary of a run that has nothing left to train."""
     summary = run_directory.read_summary(run_dir)
-    return summary is not None and summary["status"] == "completed" and step >= config.trainer.max_steps
+    done = summary is not None and summary["status"] == "completed" and step >= config.trainer.max_steps
+    return summary if done else None
 
 
 def _test_best(trainer: pl.Trainer, task: pl.LightningModule, data: Any, run_dir: Path) -> None:

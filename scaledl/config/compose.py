@@ -87,7 +87,10 @@ def _hydra(name: str, lines: list[str], folders: list[Path]) -> DictConfig:
         search_path.append("scaledl", f"file://{folder}")
     search_path.append("schema", "structured://")
     Hydra.create_main_hydra2("scaledl", search_path)
-    return hydra_compose(name, overrides=lines)
+    try:
+        return hydra_compose(name, overrides=lines)
+    finally:
+        GlobalHydra.instance().clear()
 
 
 def _is_choice(override: Override, folders: list[Path]) -> bool:

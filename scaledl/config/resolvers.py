@@ -16,7 +16,7 @@ def run_id() -> str:
     the time with a random suffix. It is exported, so that processes started from here share it.
     """
     environment = os.environ
-    if "SCALEDL_RUN_ID" not in environment:
+    if not environment.get("SCALEDL_RUN_ID"):
         name = time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
         if "SLURM_JOB_ID" in environment and "SLURM_PROCID" in environment:
             name = "slurm-" + environment["SLURM_JOB_ID"]

@@ -53,7 +53,7 @@ class LanguageModeling(Task):
         for _ in range(max_new_tokens):
             if cache is None or cache.length + len(pending) > window:
                 cache = self.model.make_cache(1, window)
-                pending = written[-window:] if len(written) < window else written[-(window + 1) // 2 :]
+                pending = written if len(written) <= window else written[-(window + 1) // 2 :]
             ids = torch.tensor([pending], device=self.device)
             logits = self.model(ids, cache=cache)[0, -1].float()  # (V,)
             token = sample_token(logits, temperature, top_k, top_p, generator)
@@ -70,7 +70,8 @@ def sample_token(
         return int(logits.argmax())
     logits = logits / temperature
     if top_k is not None and top_k < len(logits):
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -math.inf)
+        kept = logits.topk(top_k)
+        logits = torch.full_like(logits, -math.inf).scatter(0, kept.indices, kept.values)
     probabilities = logits.softmax(0)
     if top_p < 1:
         ordered, order = probabilities.sort(descending=True)

@@ -82,8 +82,9 @@ def test_what_the_data_finds_out_reaches_the_model(words: list[str]) -> None:
 def test_the_trainer_counts_validation_in_optimiser_steps_and_everyone_knows_the_run_directory(
     words: list[str], tmp_path: Path
 ) -> None:
-    config = composed([*words, "trainer.val_check_interval=5"], [CONF], [])
-    trainer = build.trainer(config, tmp_path, accumulation=4)
+    batches = ["data.global_batch_size=32", "data.micro_batch_size=8", "trainer.val_check_interval=5"]
+    config = composed([*words, *batches], [CONF], [])
+    trainer = build.trainer(config, tmp_path, build.data(config))
     assert trainer.val_check_interval == 20
     assert trainer.accumulate_grad_batches == 4
     assert trainer.max_epochs == -1

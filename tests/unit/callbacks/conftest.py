@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scaledl.callbacks.checkpoint import Checkpoint
 from scaledl.checkpoint import CheckpointFolders
 from scaledl.data.points import Points
 from scaledl.distributed.parallelize import ModelBuilder
@@ -51,8 +50,10 @@ def fit(tmp_path: Path) -> Callable[..., pl.Trainer]:
         for callback in callbacks:
             if hasattr(callback, "run_dir"):
                 callback.run_dir = tmp_path
+        data = data or Points("moons", 4 * accumulation, 4, num_samples=40)
         trainer = pl.Trainer(
             max_steps=max_steps,
+            limit_val_batches=1.0 if data.split("val") is not None else 0,
             max_epochs=-1,
             val_check_interval=val_every * accumulation,
             check_val_every_n_epoch=None,
@@ -69,13 +70,7 @@ def fit(tmp_path: Path) -> Callable[..., pl.Trainer]:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        data = data or Points("moons", 4 * accumulation, 4, num_samples=40)
         trainer.fit(task, datamodule=data, ckpt_path=resume and str(resume), weights_only=True)
         return trainer
 
     return run
-
-
-@pytest.fixture
-def every_step() -> Checkpoint:
-    return Checkpoint(every_n_steps=1, keep_last=100)

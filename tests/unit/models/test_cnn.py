@@ -22,7 +22,7 @@ SMALL = {
 
 
 def make(**changes: object) -> CNN:
-    return ModelBuilder(partial(CNN, **{**SMALL, **changes}), seed=0)(torch.device("cpu"))
+    return ModelBuilder(partial(CNN, **{**SMALL, **changes}), seed=0)()
 
 
 def images(batch: int = 4) -> Tensor:
@@ -119,8 +119,8 @@ def test_layer_norm_keeps_images_apart_and_batch_norm_does_not() -> None:
 
 def test_recomputed_stages_give_the_same_gradients() -> None:
     make_model = partial(CNN, **SMALL)
-    plain = ModelBuilder(make_model, seed=0)(torch.device("cpu"))
-    recomputed = ModelBuilder(make_model, seed=0, activation_checkpointing="full")(torch.device("cpu"))
+    plain = ModelBuilder(make_model, seed=0)()
+    recomputed = ModelBuilder(make_model, seed=0, activation_checkpointing="full")()
     assert sum("CheckpointWrapper" in type(module).__name__ for module in recomputed.modules()) == 2
     for model in (plain, recomputed):
         model(images()).logsumexp(1).sum().backward()

@@ -17,7 +17,7 @@ NORMS = ["none", "batch", "layer"]
 
 def make(**changes: object) -> MLP:
     arguments = {"in_dim": 12, "hidden_dims": [16, 8], "out_dim": 5, **changes}
-    return ModelBuilder(partial(MLP, **arguments), seed=0)(torch.device("cpu"))
+    return ModelBuilder(partial(MLP, **arguments), seed=0)()
 
 
 def inputs(batch: int = 6, in_dim: int = 12) -> torch.Tensor:
@@ -89,7 +89,7 @@ def test_building_twice_gives_the_same_weights_and_no_uninitialised_one(norm: st
     for (name, one), two in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
         assert torch.isfinite(one).all(), name
         assert torch.equal(one, two), name
-    another = ModelBuilder(partial(MLP, 12, [16, 8], 5), seed=1)(torch.device("cpu"))
+    another = ModelBuilder(partial(MLP, 12, [16, 8], 5), seed=1)()
     assert not torch.equal(another.out.weight, first.out.weight)
 
 
@@ -122,7 +122,7 @@ def test_a_sample_of_another_size_is_refused(model: nn.Module) -> None:
 
 
 def test_perceptron_is_one_linear_map_from_zero() -> None:
-    model = ModelBuilder(partial(Perceptron, 12, 3), seed=0)(torch.device("cpu"))
+    model = ModelBuilder(partial(Perceptron, 12, 3), seed=0)()
     assert sum(p.numel() for p in model.parameters()) == 12 * 3 + 3
     assert not any(p.any() for p in model.parameters())
     x = inputs()

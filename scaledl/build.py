@@ -68,10 +68,11 @@ def data(config: DictConfig) -> Data:
 
 
 def settle_steps(config: DictConfig, num_samples: int) -> None:
-    """Write the number of optimiser steps into `trainer.max_steps` where only `max_epochs` was given."""
+    """Write the number of optimiser steps into `trainer.max_steps` where `max_epochs` was given."""
     trainer = config.trainer
     if trainer.max_steps < 0:
         trainer.max_steps = math.ceil(trainer.max_epochs * num_samples / config.data.global_batch_size)
+        trainer.max_epochs = -1
 
 
 def model(config: DictConfig) -> ModelBuilder:

@@ -28,3 +28,15 @@ def test_a_family_reaches_its_floor(scaledl, tmp_path: Path, experiment: str, fl
     assert pictures
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
     assert all(picture.stat().st_size > 5_000 for picture in pictures)
+
+
+def test_a_run_given_in_epochs_is_evaluated_and_goes_on(scaledl, tmp_path: Path) -> None:
+    words = ["experiment=mlp/circles", "trainer.max_steps=-1", "trainer.val_check_interval=10", "run_id=a"]
+    scaledl("train", *words, "trainer.max_epochs=1")
+    run_dir = Path("runs/mlp/circles/a")
+    one_epoch = summary_of(tmp_path / run_dir)
+    assert one_epoch["steps"] == 19  # 1,200 samples in batches of 64
+    assert f"{one_epoch['metrics']['test/acc']:.4f}" in scaledl("evaluate", str(run_dir)).stdout
+    scaledl("resume", str(run_dir), "trainer.max_epochs=2")
+    assert summary_of(tmp_path / run_dir)["steps"] == 38
+    assert "completed before" in scaledl("train", *words, "trainer.max_epochs=2").stdout

@@ -54,7 +54,7 @@ def test_precisions_activation_checkpointing_and_accumulation_train(scaledl, tmp
     for name, words in {
         "plain": [],
         "mixed": ["precision=bf16-mixed"],
-        "true": ["precision=bf16-true"],
+        "half": ["precision=bf16-true"],
         "recomputed": ["activation_checkpointing=full"],
         "accumulated": ["data.micro_batch_size=4"],
     }.items():
@@ -64,4 +64,4 @@ def test_precisions_activation_checkpointing_and_accumulation_train(scaledl, tmp
     assert losses["recomputed"] == losses["plain"]
     assert losses["accumulated"] == pytest.approx(losses["plain"], rel=1e-4)
     assert losses["mixed"] == pytest.approx(losses["plain"], rel=0.02)
-    assert losses["true"] == pytest.approx(losses["plain"], rel=0.05)
+    assert losses["half"] == pytest.approx(losses["plain"], rel=0.05)

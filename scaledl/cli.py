@@ -23,9 +23,6 @@ After `train` comes Hydra's override grammar: group=choice takes a file of conf/
 
 
 def main() -> None:
-    # Threads that wait for the others of a parallel loop spin before they sleep. GNU OpenMP's default, 300,000 rounds,
-    # slows a small model's step threefold beside one busy process, and gains nothing alone (docs/results.md).
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     warnings.formatwarning = lambda message, *where, **more: f"scaledl: {message}\n"  # type: ignore[assignment]
     words = sys.argv[1:]
     debug = "--debug" in words

@@ -28,18 +28,7 @@ def compose(words: list[str], folders: list[Path]) -> tuple[DictConfig, list[str
     Raises:
         ConfigError: the words cannot be composed at all.
     """
-    overrides, problems = [], []
-    for word in words:
-        try:
-            override = OverridesParser.create().parse_override(word)
-        except HydraException as error:
-            problems.append(f"{word}: not in the form key=value ({str(error).splitlines()[0]})")
-            continue
-        problem = _problem(override, folders)
-        if problem:
-            problems.append(problem)
-        else:
-            overrides.append(override)
+    overrides, problems = _parse(words, folders)
     experiment = next((o.value() for o in overrides if o.key_or_group == "experiment"), None)
     lines = [_line(o, folders) for o in overrides]
     try:
@@ -55,7 +44,23 @@ def compose(words: list[str], folders: list[Path]) -> tuple[DictConfig, list[str
 def change(config: DictConfig, words: list[str], folders: list[Path]) -> list[str]:
     """Apply `words` to a composed config, as `scaledl resume` does; returns what was wrong with them."""
     resolvers.register()
-    problems = []
+    overrides, problems = _parse(words, folders)
+    for override in overrides:
+        place = override.key_or_group.replace("/", ".")
+        if place == "experiment":
+            problems.append(f"{override.input_line}: a run keeps its experiment; start a new run for another one")
+            continue
+        value = override.value()
+        if _is_choice(override, folders):
+            value = OmegaConf.select(_hydra(f"{override.key_or_group}/{value}", [], folders), place)
+        with flag_override(config, ["struct", "readonly"], False):
+            OmegaConf.update(config, place, value, merge=False)
+    return problems
+
+
+def _parse(words: list[str], folders: list[Path]) -> tuple[list[Override], list[str]]:
+    """The overrides that can be used, and what is wrong with the others."""
+    overrides, problems = [], []
     for word in words:
         try:
             override = OverridesParser.create().parse_override(word)
@@ -63,17 +68,11 @@ def change(config: DictConfig, words: list[str], folders: list[Path]) -> list[st
             problems.append(f"{word}: not in the form key=value ({str(error).splitlines()[0]})")
             continue
         problem = _problem(override, folders)
-        if problem or override.key_or_group == "experiment":
-            problems.append(problem or f"{word}: a run keeps its experiment; start a new run for another one")
-        elif _is_choice(override, folders):
-            group, place = override.key_or_group, override.key_or_group.replace("/", ".")
-            chosen = _hydra(f"{group}/{override.value()}", [], folders)
-            with flag_override(config, ["struct", "readonly"], False):
-                OmegaConf.update(config, place, OmegaConf.select(chosen, place), merge=False)
+        if problem:
+            problems.append(problem)
         else:
-            with flag_override(config, ["struct", "readonly"], False):
-                OmegaConf.update(config, override.key_or_group, override.value(), merge=False)
-    return problems
+            overrides.append(override)
+    return overrides, problems
 
 
 def _hydra(name: str, lines: list[str], folders: list[Path]) -> DictConfig:

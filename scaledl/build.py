@@ -1,7 +1,6 @@
 """From a validated config to objects; the only file that instantiates."""
 
 import math
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,15 @@ import numpy as np
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate as hydra_instantiate
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, open_dict
 
 from scaledl.callbacks.checkpoint import Checkpoint
 from scaledl.callbacks.preemption import Preemption
-from scaledl.checkpoint import CheckpointFolders
+from scaledl.callbacks.test import BestOnTest
+from scaledl.config.rules import micro_batch_of
 from scaledl.data.base import BatchDataset, Data
+from scaledl.distributed import group
+from scaledl.distributed.fsdp import tensor_parallel_plan
 from scaledl.distributed.parallelize import ModelBuilder
 from scaledl.loggers.jsonl import JsonlLogger
 from scaledl.tasks.base import Task
@@ -53,14 +54,13 @@ def instantiate(node: DictConfig, **arguments: Any) -> Any:
         raise error.__cause__ or error from None  # what the constructor said, without Hydra's words around it
 
 
-def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
 def data(config: DictConfig) -> Data:
     """The data, brought onto this machine; what it found out about itself is written into `config.data`."""
     built: Data = instantiate(config.data)
-    built.rank, built.world_size = int(os.environ.get("RANK", 0)), world_size()
+    together = config.strategy.get("tensor_parallel_size", 1)  # so many ranks compute the same samples
+    built.rank, built.world_size = group.rank() // together, group.world_size() // together
+    share = built.global_batch_size // built.world_size
+    built.micro_batch_size = micro_batch_of(share, built.micro_batch_size)
     built.prepare()
     with open_dict(config):
         config.data.update(built.facts())
@@ -93,7 +93,7 @@ def task(config: DictConfig, model: ModelBuilder) -> Task:
 def trainer(config: DictConfig, run_dir: Path, data: Data) -> pl.Trainer:
     """Lightning's trainer over one endless epoch: the order of the data counts epochs itself."""
     callbacks = [instantiate(node) for node in config.callbacks.values() if node]
-    callbacks.append(instantiate(config.checkpoint))
+    callbacks += [instantiate(config.checkpoint), BestOnTest()]
     callbacks.sort(key=lambda callback: isinstance(callback, Preemption))  # last: what it stops is logged and saved
     for callback in callbacks:
         if hasattr(callback, "run_dir"):
@@ -110,9 +110,9 @@ def trainer(config: DictConfig, run_dir: Path, data: Data) -> pl.Trainer:
         precision=config.precision,
         strategy=instantiate(config.strategy),
         accelerator="gpu" if torch.cuda.is_available() else "cpu",
-        devices=1,
-        # One process is one process, whatever scheduler started it; Lightning would guess from Slurm's variables.
-        plugins=[CheckpointFolders(), LightningEnvironment()],
+        devices=group.ranks_per_node(),
+        num_nodes=group.world_size() // group.ranks_per_node(),
+        plugins=[group.environment()],
         callbacks=callbacks,
         logger=loggers,
         default_root_dir=run_dir,

@@ -1,24 +1,19 @@
-"""Checkpoints of a run: `checkpoints/step_00000100/` with `state.pt` and a `manifest.json` that makes it valid.
+"""Which checkpoints a run has: `checkpoints/step_00000100/`, whose files are distributed/storage.py's.
 
 A checkpoint is written in a hidden folder beside and renamed, so that one that can be seen is whole; its manifest
-holds a checksum, so that one damaged later is noticed and the one before it is used. Only weights and plain values are
-stored and read (`weights_only`): no checkpoint can run code.
+holds checksums, so that one damaged later is noticed and the one before it is used.
 """
 
 import json
 import os
 import shutil
 import warnings
-import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
-from scaledl import atomic
-
-STATE, MANIFEST = "state.pt", "manifest.json"
+from scaledl.distributed import storage
 
 
 def folder_of(run_dir: Path, step: int) -> Path:
@@ -35,20 +30,6 @@ def all_of(run_dir: Path) -> list[Path]:
     return sorted((path for path in found if path.name.removeprefix("step_").isdigit()), key=step_of)
 
 
-def problem_of(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be used, or None."""
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
-        size = (checkpoint / STATE).stat().st_size
-        if size != manifest["bytes"]:
-            return f"{STATE} has {size:,} bytes of {manifest['bytes']:,}"
-        if _crc32(checkpoint / STATE) != manifest["crc32"]:
-            return f"{STATE} does not match its checksum"
-    except (OSError, ValueError, KeyError) as error:
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
 def latest(run_dir: Path) -> Path | None:
     """The newest whole checkpoint. Says so when a newer one is damaged.
 
@@ -57,7 +38,7 @@ def latest(run_dir: Path) -> Path | None:
     """
     damaged = []
     for checkpoint in reversed(all_of(run_dir)):
-        problem = problem_of(checkpoint)
+        problem = storage.problem_of(checkpoint)
         if problem is None:
             return checkpoint
         damaged.append(f"{checkpoint} is damaged: {problem}")
@@ -93,7 +74,7 @@ def best(run_dir: Path) -> Path | None:
     if noted is None:
         return None
     checkpoint = folder_of(run_dir, noted["step"])
-    problem = problem_of(checkpoint)
+    problem = storage.problem_of(checkpoint)
     if problem is not None:
         warnings.warn(f"the best checkpoint, {checkpoint}, is damaged: {problem}", stacklevel=2)
     return checkpoint if problem is None else None
@@ -115,7 +96,7 @@ def choose(run_dir: Path, which: str) -> Path:
         if not found.exists():
             steps = ", ".join(str(step_of(checkpoint)) for checkpoint in all_of(run_dir)) or "none"
             raise FileNotFoundError(f"{run_dir} holds no checkpoint of step {which}; there are: {steps}")
-        problem = problem_of(found)
+        problem = storage.problem_of(found)
         if problem:
             raise ValueError(f"{found} is damaged: {problem}")
         return found
@@ -128,51 +109,15 @@ def choose(run_dir: Path, which: str) -> Path:
 
 
 def load_model_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The state dict of a checkpoint's task, on CPU."""
-    return torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)["state_dict"]
+    """The state dict of a checkpoint's task, on the host; of the averaged weights where the run averaged them."""
+    averaged = any(name.startswith("ema/") for name in storage.sizes(checkpoint))
+    prefix = "ema/" if averaged else "weights/"
+    return {name.removeprefix(prefix): tensor for name, tensor in storage.load_whole(checkpoint, prefix).items()}
 
 
-class CheckpointFolders(CheckpointIO):
-    """Writes and reads the folders above for Lightning."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        path = Path(path)
-        beside = path.with_name(f".{path.name}.tmp")
-        shutil.rmtree(beside, ignore_errors=True)
-        try:
-            beside.mkdir(parents=True)
-            with open(beside / STATE, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            manifest = {"bytes": (beside / STATE).stat().st_size, "crc32": _crc32(beside / STATE)}
-            atomic.write_text(beside / MANIFEST, json.dumps(manifest))
-            shutil.rmtree(path, ignore_errors=True)
-            os.rename(beside, path)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            shutil.rmtree(beside, ignore_errors=True)
-            free = shutil.disk_usage(next(parent for parent in path.parents if parent.exists())).free / 2**20
-            raise OSError(
-                f"the checkpoint {path} could not be written ({str(error).splitlines()[0]}; {free:,.0f} MiB free); the"
-                " checkpoints before it are whole. Free some space and run the same command again"
-            ) from error
-
-    def load_checkpoint(
-        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        return torch.load(Path(path) / STATE, map_location=map_location, weights_only=True)
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Hidden first, so that a kill in between leaves no half of a checkpoint in sight."""
-        hidden = Path(path).with_name(f".{Path(path).name}.old")
-        shutil.rmtree(hidden, ignore_errors=True)
-        os.rename(path, hidden)
-        shutil.rmtree(hidden)
-
-
-def _crc32(path: Path) -> int:
-    value = 0
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            value = zlib.crc32(chunk, value)
-    return value
+def remove(checkpoint: Path) -> None:
+    """Hidden first, so that a kill in between leaves no half of a checkpoint in sight."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.rename(checkpoint, hidden)
+    shutil.rmtree(hidden)

@@ -57,7 +57,11 @@ def run(words: list[str], debug: bool) -> int:
 def _report(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"scaledl: {message}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
+        print(f"scaledl: {message}", file=sys.stderr)
+    elif code == 1:  # what a rank met alone; a wrong config and a signal are the same on all
+        print(f"scaledl: rank {rank}: {message}", file=sys.stderr)
     return code
 
 

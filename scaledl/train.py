@@ -24,6 +24,7 @@ from scaledl.config.compose import change, compose
 from scaledl.config.rules import broken_rules
 from scaledl.config.schema import Root
 from scaledl.config.validate import ALLOWED, ConfigError, validate
+from scaledl.distributed import group
 from scaledl.loggers import jsonl
 from scaledl.tables import final_table, start_table
 
@@ -71,22 +72,32 @@ def run(config: DictConfig) -> float | None:
     train_set = data.split("train")
     assert train_set is not None
     build.settle_steps(config, len(train_set))
-    run_directory.check_same_run(config, run_dir)
     model = build.model(config)
     num_parameters = sum(parameter.numel() for parameter in model.on_meta().parameters())
     task = build.task(config, model)
     build.check_fit(config, task, train_set)
-    resumed_from = checkpoint.latest(run_dir)
+    if group.world_size() > 1:
+        group.join()
+
+    def first_look() -> Path | None:
+        run_directory.check_same_run(config, run_dir)
+        return checkpoint.latest(run_dir)
+
+    resumed_from = group.agreed(first_look)
     if resumed_from and (summary := _completed(config, run_dir, checkpoint.step_of(resumed_from))):
-        console.print(final_table(summary, run_dir, title="completed before; trainer.max_steps=... trains on"))
+        if group.rank() == 0:
+            console.print(final_table(summary, run_dir, title="completed before; trainer.max_steps=... trains on"))
         return summary["best"]["value"] if summary["best"] else None
 
-    run_dir.mkdir(parents=True, exist_ok=True)
-    data.save_to(run_dir)
-    run_directory.write_config(run_dir, linked, config)
-    step = checkpoint.step_of(resumed_from) if resumed_from else -1
-    checkpoint.clear_after(run_dir, step)
-    jsonl.rewind(run_dir / "metrics.jsonl", step)
+    def open_run() -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        data.save_to(run_dir)
+        run_directory.write_config(run_dir, linked, config)
+        step = checkpoint.step_of(resumed_from) if resumed_from else -1
+        checkpoint.clear_after(run_dir, step)
+        jsonl.rewind(run_dir / "metrics.jsonl", step)
+
+    group.agreed(open_run)
     trainer = build.trainer(config, run_dir, data)
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
@@ -97,11 +108,6 @@ def run(config: DictConfig) -> float | None:
     status = "failed"
     try:
         trainer.fit(task, datamodule=data, ckpt_path=str(resumed_from) if resumed_from else None, weights_only=True)
-        if trainer.global_step % config.trainer.val_check_interval and data.split("val") is not None:
-            trainer.validate(task, datamodule=data, verbose=False)
-            build.checkpoint_of(trainer).save(trainer)
-        if data.split("test") is not None:
-            _test_best(trainer, task, data, run_dir)
         status = "completed"
     except Preempted:
         status = "preempted"
@@ -112,7 +118,8 @@ def run(config: DictConfig) -> float | None:
             run_directory.write_summary(run_dir, summary)
     if trainer.is_global_zero:
         console.print(final_table(summary, run_dir, title=status))
-    return summary["best"]["value"] if summary["best"] else None
+    best = build.checkpoint_of(trainer).best
+    return best["value"] if best else None
 
 
 def _completed(config: DictConfig, run_dir: Path, step: int) -> dict[str, Any] | None:
@@ -122,24 +129,16 @@ def _completed(config: DictConfig, run_dir: Path, step: int) -> dict[str, Any] |
     return summary if done else None
 
 
-def _test_best(trainer: pl.Trainer, task: pl.LightningModule, data: Any, run_dir: Path) -> None:
-    chosen = checkpoint.best(run_dir)
-    if chosen:
-        task.load_state_dict(checkpoint.load_model_weights(chosen))
-    trainer.test(task, datamodule=data, verbose=False)
-
-
 def _facts_before(config: DictConfig, trainer: pl.Trainer, num_parameters: int) -> dict[str, Any]:
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
     for volatile in ("run_id", "run_dir", "runs_dir"):
         del resolved[volatile]
-    strategy = str(config.strategy["_target_"]).rpartition(".")[2]
     return {
         "status": None,
         "experiment": config.experiment,
         "family": config.experiment.partition("/")[0],
-        "strategy": strategy,
+        "strategy": trainer.strategy.strategy_name,  # type: ignore[attr-defined]
         "precision": config.precision,
         "num_nodes": trainer.num_nodes,
         "world_size": trainer.world_size,
@@ -198,5 +197,7 @@ def quiet() -> None:
         ".*Checkpoint directory.*",
         ".*`IterableDataset` has `__len__`.*",
         ".*isinstance.treespec, LeafSpec.*",
+        ".*DeepSpeed handles gradient clipping internally.*",
+        ".*is deprecated. Please use `torch.distributed.*",  # DeepSpeed's calls
     ):
         warnings.filterwarnings("ignore", message)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import lightning.pytorch as pl
 
 from scaledl import atomic
 from scaledl.callbacks.throughput import Throughput
-from scaledl.checkpoint import all_of, best_of, folder_of, step_of
+from scaledl.checkpoint import all_of, best_of, folder_of, remove, step_of
 
 
 class Checkpoint(pl.Callback):
@@ -48,6 +49,8 @@ class Checkpoint(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
+        if trainer.global_step >= trainer.max_steps:
+            trainer.should_stop = True  # which makes Lightning validate the last step, whatever the interval
         self._due |= trainer.global_step % self.every_n_steps == 0
         if self._due and not validates_after(trainer, batch_idx):  # else save after it: the result belongs to the step
             self.save(trainer)
@@ -65,25 +68,38 @@ class Checkpoint(pl.Callback):
             self.save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.save(trainer)
+        self.save(trainer, wait=True)
 
-    def save(self, trainer: pl.Trainer) -> None:
-        """Save this step once, note the best, and drop what need not stay."""
+    def save(self, trainer: pl.Trainer, wait: bool = False) -> None:
+        """Save this step once, in the background, then note the best and drop what need not stay.
+
+        Args:
+            wait: until all of this is done.
+
+        Raises:
+            OSError: this save, or without `wait` the one before it, failed.
+        """
         self._due = False
         if trainer.global_step != self._saved_step:
-            trainer.save_checkpoint(folder_of(self.run_dir, trainer.global_step))
+            trainer.save_checkpoint(
+                folder_of(self.run_dir, trainer.global_step), storage_options=partial(self._tidy, self.best)
+            )
             self._saved_step = trainer.global_step
-        if trainer.is_global_zero:
-            if self.best is not None and folder_of(self.run_dir, self.best["step"]).exists():
-                atomic.write_text(self.run_dir / "checkpoints" / "best.json", json.dumps(self.best))
-            for checkpoint in all_of(self.run_dir)[: -self.keep_last]:
-                if self.best is None or step_of(checkpoint) != self.best["step"]:
-                    trainer.strategy.checkpoint_io.remove_checkpoint(checkpoint)
+        saver = trainer.strategy.saver  # type: ignore[attr-defined]
+        if wait:
+            saver.wait()
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Throughput):
                 callback.restart_clock()
 
+    def _tidy(self, best: dict[str, Any] | None) -> None:
+        if best is not None and folder_of(self.run_dir, best["step"]).exists():
+            atomic.write_text(self.run_dir / "checkpoints" / "best.json", json.dumps(best))
+        for checkpoint in all_of(self.run_dir)[: -self.keep_last]:
+            if best is None or step_of(checkpoint) != best["step"]:
+                remove(checkpoint)
+
 
 def validates_after(trainer: pl.Trainer, batch_idx: int) -> bool:
     """Whether an evaluation follows this micro-batch."""
-    return trainer.enable_validation and (batch_idx + 1) % trainer.val_check_batch == 0
+    return trainer.enable_validation and (trainer.should_stop or (batch_idx + 1) % trainer.val_check_batch == 0)

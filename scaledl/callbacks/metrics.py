@@ -25,7 +25,7 @@ class Metrics(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Task) -> None:  # type: ignore[override]
         if self.baselines and trainer.is_global_zero and trainer.global_step == 0:
             found = trainer.datamodule.baselines()  # type: ignore[attr-defined]
-            self._log(trainer, {f"baseline/{name}": value for name, value in found.items()})
+            self.record(trainer, {f"baseline/{name}": value for name, value in found.items()})
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         self._lr = optimizer.param_groups[0]["lr"]
@@ -44,15 +44,12 @@ class Metrics(pl.Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Throughput):
                 train |= {f"perf/{name}": value for name, value in callback.rates.items()}
-        self._log(trainer, train)
+        self.record(trainer, train)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Task) -> None:  # type: ignore[override]
-        self._log(trainer, {n: v.item() for n, v in trainer.callback_metrics.items() if n.startswith("val/")})
+        self.record(trainer, {n: v.item() for n, v in trainer.callback_metrics.items() if n.startswith("val/")})
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: Task) -> None:  # type: ignore[override]
-        self._log(trainer, {n: v.item() for n, v in trainer.callback_metrics.items() if n.startswith("test/")})
-
-    def _log(self, trainer: pl.Trainer, values: dict[str, float]) -> None:
+    def record(self, trainer: pl.Trainer, values: dict[str, float]) -> None:
         self.last |= values
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)

@@ -5,6 +5,8 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
 
 from scaledl.callbacks.checkpoint import Checkpoint, validates_after
 
@@ -45,11 +47,14 @@ class Preemption(pl.Callback):
         self._restore()
 
     def _stop_if_asked(self, trainer: pl.Trainer) -> None:
-        if self._received is not None:
+        received = torch.tensor(self._received or 0)
+        if dist.is_initialized():
+            dist.all_reduce(received, dist.ReduceOp.MAX)  # of the host: a rank may hear of it a step before the others
+        if received:
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, Checkpoint):
-                    callback.save(trainer)
-            raise Preempted(self._received)
+                    callback.save(trainer, wait=True)
+            raise Preempted(int(received))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._received == signal.SIGINT == number:

@@ -35,17 +35,29 @@ def _nodes_have_targets(config: DictConfig) -> list[str]:
 
 def _batches_divide(config: DictConfig) -> list[str]:
     total, micro = config.data.global_batch_size, config.data.micro_batch_size
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    ranks = int(os.environ.get("WORLD_SIZE", 1)) // max(1, config.strategy.get("tensor_parallel_size", 1)) or 1
     if total < 1 or micro < 1:
         return [f"data.global_batch_size={total} and data.micro_batch_size={micro} must be at least 1"]
-    if total % (micro * ranks):
-        fitting = [m for m in range(min(micro, total), 0, -1) if total % (m * ranks) == 0]
-        way_out = f"data.micro_batch_size={fitting[0]} would" if fitting else f"make it a multiple of {ranks}"
+    if total % ranks:
         return [
-            f"data.global_batch_size={total} cannot be split into micro-batches of data.micro_batch_size={micro} on"
-            f" {ranks} rank{'s' * (ranks > 1)}: it must be a multiple of {micro * ranks}; {way_out}"
+            f"data.global_batch_size={total} cannot be shared by {ranks} ranks: it must be a multiple of {ranks}, such as"
+            f" {-(-total // ranks) * ranks}"
+        ]
+    share = total // ranks
+    largest = micro_batch_of(share, micro)
+    if largest < min(share, micro) / 2:
+        fitting = [m for m in range(micro, share + 1) if share % m == 0][:1]
+        return [
+            f"data.global_batch_size={total} gives each of {ranks} rank{'s' * (ranks > 1)} {share} samples, which split"
+            f" into equal micro-batches of at most data.micro_batch_size={micro} only by {largest}; "
+            f"data.micro_batch_size={fitting[0]} would split them"
         ]
     return []
+
+
+def micro_batch_of(share: int, at_most: int) -> int:
+    """The largest size, up to `at_most`, of equal micro-batches that make up a rank's share of the global batch."""
+    return next(size for size in range(min(share, at_most), 0, -1) if share % size == 0)
 
 
 def _length_given(config: DictConfig) -> list[str]:
@@ -71,6 +83,18 @@ def _length_given(config: DictConfig) -> list[str]:
 def _strategy_fits(config: DictConfig) -> list[str]:
     tasks = os.environ.get("SLURM_NTASKS", 1) if "SLURM_PROCID" in os.environ else 1
     ranks = int(os.environ.get("WORLD_SIZE", tasks))
-    if ranks > 1 and config.strategy.get("_target_", "").endswith(".single"):
-        return [f"strategy=single is one process, but the launcher started {ranks}; start one process"]
+    target = config.strategy.get("_target_", "")
+    if ranks > 1 and target.endswith(".Single"):
+        return [
+            f"strategy=single is one process, but the launcher started {ranks}; start one, or choose strategy=ddp, "
+            "fsdp or deepspeed_2"
+        ]
+    if ranks > 1 and "WORLD_SIZE" not in os.environ:
+        return [f"Slurm started {ranks} processes; start one on each node, a torchrun (see slurm/README.md)"]
+    together = config.strategy.get("tensor_parallel_size", 1)
+    if together < 1 or ranks % together:
+        return [
+            f"strategy.tensor_parallel_size={together} does not divide the {ranks} rank{'s' * (ranks > 1)} that were "
+            "started; start a multiple of it, or choose a divisor"
+        ]
     return []

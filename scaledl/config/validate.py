@@ -36,7 +36,7 @@ ALLOWED = (
     "wandb.Settings",
     "wandb.sdk.wandb_settings.Settings",
 )
-_FUNCTIONS = ("scaledl.optim.schedule", "scaledl.distributed.strategy")
+_FUNCTIONS = ("scaledl.optim.schedule",)
 _SPECIAL = {"_target_", "_partial_"}
 
 

@@ -25,7 +25,8 @@ class Data(pl.LightningDataModule):
 
     Args:
         global_batch_size: samples of one optimiser step, over all ranks.
-        micro_batch_size: samples of one forward pass of one rank; the number of passes a step follows from it.
+        micro_batch_size: samples of one forward pass of one rank, at most; the largest number that divides a rank's share
+            of the global batch is taken. The number of passes a step follows from it.
         seed: of the order of the training samples.
         num_workers: processes that fetch batches; 0 fetches in the training process.
     """
@@ -34,7 +35,8 @@ class Data(pl.LightningDataModule):
         super().__init__()
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.seed, self.num_workers = seed, num_workers
-        self.rank, self.world_size = 0, 1
+        self.eval_batch_size = micro_batch_size  # so that an evaluation sees the same batches on any number of ranks
+        self.rank, self.world_size = 0, 1  # among the ranks that take different data
         self.samples_seen_before, self.step_before = 0, 0
         self._datasets: dict[str, BatchDataset] | None = None
 
@@ -90,6 +92,13 @@ class Data(pl.LightningDataModule):
         steps = self.trainer.global_step - self.step_before if self.trainer else 0
         return self.samples_seen_before + steps * self.global_batch_size
 
+    def positions(self, batch_idx: int) -> Tensor:
+        """Where in the endless line of training samples those of this rank's micro-batch `batch_idx` stand, (B,) int64."""
+        step, micro_batch = divmod(batch_idx, self.accumulation)
+        first = self.samples_seen_before + (step - self.step_before) * self.global_batch_size
+        first += self.rank * self.global_batch_size // self.world_size + micro_batch * self.micro_batch_size
+        return torch.arange(first, first + self.micro_batch_size)
+
     def state_dict(self) -> dict[str, Any]:
         return {"samples_seen": self.samples_seen}
 
@@ -121,7 +130,7 @@ class Data(pl.LightningDataModule):
         dataset = self.split(split)
         if dataset is None:
             return []
-        batches = EvalBatches(len(dataset), self.micro_batch_size, rank=self.rank, world_size=self.world_size)
+        batches = EvalBatches(len(dataset), self.eval_batch_size, rank=self.rank, world_size=self.world_size)
         return self._loader(dataset, batches)
 
     def _loader(self, dataset: BatchDataset, batches: TrainBatches | EvalBatches) -> DataLoader:

@@ -8,6 +8,7 @@ number of positions already read.
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from torch.utils.data import Sampler
 
 _ROUNDS = 4
@@ -86,16 +87,27 @@ class TrainBatches(Sampler[np.ndarray]):
 
 
 class EvalBatches(Sampler[np.ndarray]):
-    """Every sample once, in order; rank r takes each `world_size`-th batch."""
+    """Every sample once, in order; rank r takes each `world_size`-th batch.
+
+    All ranks take equally many. Where the batches run out, the last ones take the first batch again (see `repeats`).
+    """
 
     def __init__(self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1):
         self.num_samples, self.batch_size, self.rank, self.world_size = num_samples, batch_size, rank, world_size
+        self.num_batches = -(-num_samples // batch_size)
 
     def __len__(self) -> int:
-        num_batches = -(-self.num_samples // self.batch_size)
-        return len(range(self.rank, num_batches, self.world_size))
+        return -(-self.num_batches // self.world_size)
+
+    def repeats(self, index: int) -> bool:
+        """Whether this rank's batch `index` only fills up, and must not be counted."""
+        return index * self.world_size + self.rank >= self.num_batches
+
+    def positions(self, index: int) -> torch.Tensor:
+        """Which samples this rank's batch `index` holds, (B,) int64."""
+        first = 0 if self.repeats(index) else (index * self.world_size + self.rank) * self.batch_size
+        return torch.arange(first, min(first + self.batch_size, self.num_samples))
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        stride = self.batch_size * self.world_size
-        for first in range(self.rank * self.batch_size, self.num_samples, stride):
-            yield np.arange(first, min(first + self.batch_size, self.num_samples))
+        for index in range(len(self)):
+            yield self.positions(index).numpy()

@@ -1,11 +1,12 @@
-"""From a model's recipe to a model that trains: initialise -> checkpoint -> compile, always in this order.
+"""From a model's recipe to a model that trains: initialise -> checkpoint -> compile -> shard, always in this order.
 
 A model says two things about parallelism, as class attributes: `block_types`, the unit of all of these, and
-`entry_points`, the methods besides `forward` that a task calls.
+`entry_points`, the methods besides `forward` that a task calls. One block at a time is brought to life, initialised and
+sharded, so that no rank ever holds the whole of a sharded model.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal
 
 import torch
@@ -42,28 +43,50 @@ class ModelBuilder:
         with torch.device("meta"):
             return self.make()
 
-    def __call__(self) -> nn.Module:
-        """The model on the host, whose generator gives the same weights on every machine."""
-        model = self.on_meta().to_empty(device="cpu")
-        initialize(model, self.seed)
-        blocks = _blocks(model)
-        if self.activation_checkpointing == "full":
-            for parent, name, block in blocks:
-                setattr(parent, name, checkpoint_wrapper(block))
-        if self.compile:
-            for block in (getattr(parent, name) for parent, name, _ in blocks):
+    def __call__(
+        self,
+        split: Callable[[nn.Module], None] | None = None,
+        shard: Callable[[nn.Module], None] | None = None,
+    ) -> nn.Module:
+        """The model on the host, whose generator gives the same weights on every machine.
+
+        Args:
+            split: divides a block over tensor-parallel ranks; called for each block.
+            shard: gives each rank its share of a block; called for each block, and last for the model as a whole.
+        """
+        model = self.on_meta()
+        blocks, names = _blocks(model), {module: name for name, module in model.named_modules()}
+        inside = {module for _, _, block in blocks for module in block.modules()}
+        for parent, name, block in blocks:
+            _bring_to_life(block)
+            initialize(block, self.seed, prefix=names[block])
+            if split is not None:
+                split(block)
+            if self.activation_checkpointing == "full":
+                block = checkpoint_wrapper(block)
+                setattr(parent, name, block)
+            if self.compile:
                 block.compile()
-            if not blocks:
-                model.compile()
+            if shard is not None:
+                shard(block)
+        rest = [module for module in model.modules() if module not in inside]
+        for module in rest:
+            _bring_to_life(module, recurse=False)
+        initialize(model, self.seed, only=set(rest))
+        if self.compile and not blocks:
+            model.compile()
+        if shard is not None:
+            shard(model)
         return model
 
 
-def initialize(model: nn.Module, seed: int) -> None:
+def initialize(model: nn.Module, seed: int, prefix: str = "", only: Collection[nn.Module] | None = None) -> None:
     """Give every module its initial weights, children before parents, each from a seed of (seed, the module's name).
 
-    So a weight does not depend on the order in which modules were built, or on which others exist.
+    So a weight does not depend on the order in which modules were built, or on which others exist. A module's
+    `reset_parameters` may change its children's parameters, but not those inside a block (see `block_types`).
     """
-    modules = dict(model.named_modules())
+    modules = {name: module for name, module in model.named_modules(prefix=prefix) if only is None or module in only}
     with torch.random.fork_rng(devices=[]):
         for name in sorted(modules, key=lambda name: (-(name.count(".") + bool(name)), name)):
             reset = getattr(modules[name], "reset_parameters", None)
@@ -72,12 +95,22 @@ def initialize(model: nn.Module, seed: int) -> None:
                 reset()
 
 
+def _bring_to_life(module: nn.Module, recurse: bool = True) -> None:
+    """Memory on the host for parameters and buffers that have none."""
+    module.to_empty(device="cpu", recurse=recurse)
+
+
 def _blocks(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
-    """(parent, name, block) of every module of the model's `block_types`."""
+    """(parent, name, block) of every module of the model's `block_types`; a block inside a block is part of it."""
     types = getattr(model, "block_types", ())
-    return [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if types and isinstance(child, types)
-    ]
+    found: list[tuple[nn.Module, str, nn.Module]] = []
+
+    def walk(parent: nn.Module) -> None:
+        for name, child in parent.named_children():
+            if types and isinstance(child, types):
+                found.append((parent, name, child))
+            else:
+                walk(child)
+
+    walk(model)
+    return found

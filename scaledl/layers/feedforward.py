@@ -59,3 +59,14 @@ class FeedForward(nn.Module):
         hidden = self.up(x)  # (..., hidden_dim)
         hidden = self.activation(hidden) if self.gate is None else self.activation(self.gate(x)) * hidden
         return self.out_dropout(self.down(hidden))  # (..., dim)
+
+    def tensor_parallel_plan(self, size: int) -> dict[str, str]:
+        """Each of `size` ranks computes a slice of the hidden layer.
+
+        Raises:
+            ValueError: if `size` does not divide it.
+        """
+        if self.up.out_features % size:
+            raise ValueError(f"{size} tensor-parallel ranks cannot share hidden_dim={self.up.out_features}: choose a divisor")
+        gate = {} if self.gate is None else {"gate": "colwise"}
+        return {"up": "colwise", **gate, "down": "rowwise"}

@@ -58,5 +58,25 @@ class TransformerBlock(nn.Module):
             x = self._residual(x, self.cross_attention_norm, attend)
         return self._residual(x, self.feedforward_norm, self.feedforward)
 
+    def tensor_parallel_plan(self, size: int) -> dict[str, str]:
+        """How `size` ranks share the block: whole heads, and slices of the hidden layer (Shoeybi et al. 2019, section 3).
+
+        Raises:
+            ValueError: if `size` does not divide the heads or the hidden layer.
+        """
+        plan = {}
+        for name, attention in (("attention", self.attention), ("cross_attention", self.cross_attention)):
+            if attention is not None:
+                for layer, heads in (("q", "num_heads"), ("k", "num_kv_heads"), ("v", "num_kv_heads")):
+                    count = getattr(attention, layer).out_features // attention.head_dim
+                    if count % size:
+                        raise ValueError(f"{size} tensor-parallel ranks cannot share {heads}={count}: choose a divisor")
+                    plan[f"{name}.{layer}"] = "colwise"
+                plan[f"{name}.out"] = "rowwise"
+        if not hasattr(self.feedforward, "tensor_parallel_plan"):
+            raise ValueError(f"{type(self.feedforward).__name__} has no tensor-parallel plan")
+        plan |= {f"feedforward.{layer}": style for layer, style in self.feedforward.tensor_parallel_plan(size).items()}
+        return plan
+
     def _residual(self, x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
         return x + branch(norm(x)) if self.pre_norm else norm(x + branch(x))

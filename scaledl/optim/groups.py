@@ -3,12 +3,20 @@
 from typing import Any
 
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Two parameter groups: weight decay on matrices and kernels, none on biases and gains (one axis)."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.ndim >= 2]
-    vectors = [p for p in trained if p.ndim < 2]
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    """Parameter groups: weight decay on matrices and kernels, none on biases and gains (one axis).
+
+    Parameters that are sharded in different ways are in different groups: fused and foreach optimisers take one group at
+    a time, and cannot mix them.
+    """
+    groups: dict[tuple, dict[str, Any]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim >= 2
+            layout = (parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else None
+            group = groups.setdefault((decays, layout), {"params": []} if decays else {"params": [], "weight_decay": 0.0})
+            group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups, key=lambda key: not key[0])]

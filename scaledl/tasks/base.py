@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from scaledl.distributed.noise import Noise
 from scaledl.distributed.parallelize import ModelBuilder
 from scaledl.optim.groups import decay_groups
 
@@ -30,8 +31,10 @@ class Task(pl.LightningModule):
         super().__init__()
         self.model_builder, self._make_optimizer, self._make_scheduler = model, optimizer, scheduler
         self.model: nn.Module = None  # type: ignore[assignment]
+        self.noise: Noise = None  # type: ignore[assignment]  # of the batch at hand
         self.step_metrics: dict[str, Tensor] = {}
         self._eval_sums: dict[str, Tensor] = {}
+        self.eval_dataset: Any = None  # of the evaluation that is running or has ended last
 
     def objective(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Metrics of a batch, each a mean over it, on device; `loss` is the one to minimise."""
@@ -49,7 +52,9 @@ class Task(pl.LightningModule):
 
     def configure_model(self) -> None:
         if self.model is None:
-            self.model = self.model_builder()
+            strategy = self.trainer.strategy if self._trainer is not None else None
+            split, shard = getattr(strategy, "split", None), getattr(strategy, "shard", None)
+            self.model = self.model_builder(split=split, shard=shard)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self._make_optimizer(decay_groups(self.model))
@@ -63,8 +68,13 @@ class Task(pl.LightningModule):
         }
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Draw all noise from (seed, micro-batch, rank), so that a resumed run needs no saved generator state."""
-        seed = ((self.model_builder.seed * 1_000_003 + batch_idx) * 65_537 + self.global_rank) % 2**63
+        """Draw dropout from (seed, micro-batch, rank), so that a resumed run needs no saved generator state.
+
+        All other randomness is `self.noise`, which is the same on any number of ranks.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.noise = Noise(self.model_builder.seed, data.positions(batch_idx).to(self.device))
+        seed = ((self.model_builder.seed * 1_000_003 + batch_idx) * 65_537 + data.rank) % 2**63
         # Not torch.manual_seed: where CUDA is not in use it keeps every call for later, with a stack trace, for 1 ms.
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
@@ -82,32 +92,56 @@ class Task(pl.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        if gradient_clip_val:
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val, foreach=True)
-            self.step_metrics["grad_norm"] = norm
+        self.trainer.strategy.finish_gradients(optimizer, gradient_clip_val)  # type: ignore[attr-defined]
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        super().optimizer_step(*arguments, **named)
+        norm, skipped = self.trainer.strategy.step_report()  # type: ignore[attr-defined]
+        self.step_metrics |= {"grad_norm": norm, "skipped": skipped.float()}
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self._add_to_evaluation(batch)
+        self._add_to_evaluation(batch, batch_idx, self.trainer.val_dataloaders)
 
     def on_validation_epoch_end(self) -> None:
         self._finish_evaluation("val")
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self._add_to_evaluation(batch)
+        self._add_to_evaluation(batch, batch_idx, self.trainer.test_dataloaders)
 
     def on_test_epoch_end(self) -> None:
         self._finish_evaluation("test")
 
-    def _add_to_evaluation(self, batch: dict[str, Tensor]) -> None:
+    @torch.no_grad()
+    def evaluate(self, split: str, loader: Any) -> dict[str, float]:
+        """Metrics over a loader, by all ranks together, outside Lightning's loops."""
+        strategy, precision = self.trainer.strategy, self.trainer.precision_plugin
+        was_training = self.training
+        self.eval()
+        for batch_idx, batch in enumerate(loader):
+            on_device = strategy.batch_to_device(precision.convert_input(batch))
+            with precision.val_step_context():
+                self._add_to_evaluation(on_device, batch_idx, loader)
+        self.train(was_training)
+        return self._means(split)
+
+    def _add_to_evaluation(self, batch: dict[str, Tensor], batch_idx: int, loader: Any) -> None:
+        batches, self.eval_dataset = loader.batch_sampler, loader.dataset
+        self.noise = Noise(self.model_builder.seed, batches.positions(batch_idx).to(self.device))
         weight = torch.as_tensor(self.weight(batch), device=self.device, dtype=torch.float64)
+        if batches.repeats(batch_idx):  # sharded models compute together, so a rank without a batch computes one again
+            weight = torch.zeros_like(weight)
         metrics = {**self.objective(batch), "": torch.ones_like(weight)}
         for name, value in metrics.items():
             self._eval_sums[name] = self._eval_sums.get(name, 0) + value.detach().double() * weight
 
     def _finish_evaluation(self, split: str) -> None:
+        for name, value in self._means(split).items():
+            self.log(name, value, logger=False)  # callbacks/metrics.py logs it
+
+    def _means(self, split: str) -> dict[str, float]:
         names, sums = list(self._eval_sums), torch.stack(list(self._eval_sums.values()))
         self._eval_sums = {}
         totals = dict(zip(names, self.trainer.strategy.reduce(sums, reduce_op="sum").tolist(), strict=True))
         count = totals.pop("")
-        for name, value in self.summarize({name: total / count for name, total in totals.items()}).items():
-            self.log(f"{split}/{name}", value, logger=False)  # callbacks/metrics.py logs it
+        means = self.summarize({name: total / count for name, total in totals.items()})
+        return {f"{split}/{name}": value for name, value in means.items()}

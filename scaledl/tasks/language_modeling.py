@@ -24,8 +24,7 @@ class LanguageModeling(Task):
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
         """Adds perplexity and, where the data knows how many bytes a token stands for, bits per byte."""
         found = {**means, "perplexity": math.exp(min(means["loss"], 700.0))}
-        dataset = getattr(self.trainer.val_dataloaders, "dataset", None)
-        bytes_per_token = getattr(dataset, "bytes_per_token", None)
+        bytes_per_token = getattr(self.eval_dataset, "bytes_per_token", None)
         if bytes_per_token:
             found["bpb"] = means["loss"] / math.log(2) / bytes_per_token
         return found

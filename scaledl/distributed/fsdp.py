@@ -1,0 +1,148 @@
+"""Each rank holds a share of every block (FSDP2), whole copies of that for groups of ranks (HSDP), or a share of every
+matrix product (tensor parallel), and these together."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies.parallel import ParallelStrategy
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+from scaledl.distributed import group
+from scaledl.distributed.state import RunState
+
+
+class FSDP(RunState, ModelParallelStrategy):
+    """Parameters, gradients and optimiser states in shards; a block's parameters are gathered while it computes.
+
+    (Zhao et al. 2023, in its second form, `torch.distributed.fsdp.fully_shard`; Megatron's split of matrices, Shoeybi
+    et al. 2019.) Ranks that follow one another share matrices, then shards.
+
+    Args:
+        shard_size: ranks over which parameters are divided; null = all. Fewer: each group of so many holds a whole copy.
+        tensor_parallel_size: ranks over which each matrix product of a block is divided.
+        reshard_after_forward: give the gathered parameters back after the forward pass; false is faster and larger.
+        cpu_offload: keep shards and optimiser states in the host's memory.
+
+    Raises:
+        ValueError: the ranks cannot be divided so.
+    """
+
+    def __init__(
+        self,
+        shard_size: int | None = None,
+        tensor_parallel_size: int = 1,
+        reshard_after_forward: bool = True,
+        cpu_offload: bool = False,
+    ) -> None:
+        super().__init__(data_parallel_size=1, tensor_parallel_size=1)
+        ranks = group.world_size()
+        if tensor_parallel_size < 1 or ranks % tensor_parallel_size:
+            raise ValueError(
+                f"strategy.tensor_parallel_size={tensor_parallel_size} does not divide the {ranks} ranks of this run; "
+                "start a multiple of it, or choose a divisor"
+            )
+        data_ranks = ranks // tensor_parallel_size
+        shard_size = data_ranks if shard_size is None else shard_size
+        if shard_size < 1 or data_ranks % shard_size:
+            raise ValueError(
+                f"strategy.shard_size={shard_size} does not divide the {data_ranks} data-parallel ranks of this run; "
+                "choose a divisor, or null for all of them"
+            )
+        self.tensor_parallel_size, self.shard_size = tensor_parallel_size, shard_size
+        self.num_copies = data_ranks // shard_size
+        self.reshard_after_forward, self.cpu_offload = reshard_after_forward, cpu_offload
+        names = {"hsdp": self.num_copies > 1, "fsdp": self.num_copies == 1 and data_ranks > 1, "tp": tensor_parallel_size > 1}
+        self.strategy_name = "+".join(name for name, used in names.items() if used) or "fsdp"
+
+    def setup_environment(self) -> None:
+        # Not ModelParallelStrategy's own, which would lay out a mesh of two axes.
+        ParallelStrategy.setup_environment(self)
+        group.join()
+        self.set_world_ranks()
+        sizes = {"copy": self.num_copies, "shard": self.shard_size, "tensor": self.tensor_parallel_size}
+        self._mesh = init_device_mesh(self.root_device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+        self._device_mesh = self._mesh
+
+    def model_to_device(self) -> None:
+        if self.cpu_offload:
+            assert self.model is not None
+            for buffer in self.model.buffers():
+                buffer.data = buffer.data.to(self.root_device)
+        else:
+            super().model_to_device()
+
+    def split(self, block: nn.Module) -> None:
+        """Divide a block's matrices as its own plan says."""
+        if self.tensor_parallel_size == 1:
+            return
+        plan = tensor_parallel_plan(block, self.tensor_parallel_size)
+        styles = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
+        layers = {path: styles[style](use_local_output=True) for path, style in plan.items()}
+        block.to(self.root_device)
+        # Every rank has drawn the same weights: each cuts its own part, nothing is sent.
+        parallelize_module(block, self._mesh["tensor"], layers, src_data_rank=None)  # type: ignore[arg-type]
+
+    def shard(self, module: nn.Module) -> None:
+        if self.num_copies * self.shard_size == 1:
+            return
+        for method in getattr(module, "entry_points", ()):
+            register_fsdp_forward_method(module, method)
+        mixed = self.precision_plugin.precision == "bf16-mixed"
+        settings: dict[str, Any] = {"offload_policy": CPUOffloadPolicy(pin_memory=self.root_device.type == "cuda")}
+        fully_shard(
+            module,
+            mesh=self._data_mesh(),
+            reshard_after_forward=self.reshard_after_forward,
+            # Inputs keep their precision (a diffusion step's time, a token's position): autocast decides by operation.
+            mp_policy=MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16 if mixed else None,
+                reduce_dtype=torch.float32 if mixed else None,
+                cast_forward_inputs=False,
+            ),
+            **(settings if self.cpu_offload else {}),
+        )
+
+    def _data_mesh(self) -> DeviceMesh:
+        return self._mesh["copy", "shard"] if self.num_copies > 1 else self._mesh["shard"]
+
+    # ModelParallelStrategy brings checkpoints of its own, which only it can read.
+    lightning_module_state_dict = RunState.lightning_module_state_dict
+    optimizer_state = RunState.optimizer_state
+    save_checkpoint = RunState.save_checkpoint
+    load_checkpoint = RunState.load_checkpoint
+
+
+class HSDP(FSDP):
+    """FSDP inside each node, a whole copy on every node: gathering stays on the fast links.
+
+    Args:
+        shard_size: ranks that share a copy; null = those of one node.
+    """
+
+    def __init__(
+        self,
+        shard_size: int | None = None,
+        tensor_parallel_size: int = 1,
+        reshard_after_forward: bool = True,
+        cpu_offload: bool = False,
+    ) -> None:
+        of_node = max(1, group.ranks_per_node() // tensor_parallel_size)
+        super().__init__(shard_size or of_node, tensor_parallel_size, reshard_after_forward, cpu_offload)
+
+
+def tensor_parallel_plan(block: nn.Module, size: int) -> dict[str, str]:
+    """`colwise` or `rowwise` by the path of a linear layer in a block, for `size` ranks.
+
+    Raises:
+        ValueError: the block has no plan, or its sizes cannot be divided so.
+    """
+    if not hasattr(block, "tensor_parallel_plan"):
+        raise ValueError(
+            f"strategy.tensor_parallel_size={size}: {type(block).__name__} has no tensor-parallel plan; "
+            "transformers have one, other models take strategy.tensor_parallel_size=1"
+        )
+    return block.tensor_parallel_plan(size)  # type: ignore[operator]

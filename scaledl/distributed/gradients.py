@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 
@@ -23,7 +23,7 @@ def global_norm(gradients: list[Tensor]) -> Tensor:
     for (mesh, placements), parts in layouts.items():
         square = torch.stack(torch._foreach_norm(parts)).float().square().sum()
         for axis, placement in enumerate(placements):
-            if isinstance(placement, Shard):
+            if not placement.is_replicate():  # there are shards of several classes
                 dist.all_reduce(square, group=mesh.get_group(axis))
         total += square
     return total.sqrt()

@@ -460,11 +460,14 @@ def problem_of(folder: Path, part: int = 0, of: int = 1) -> str | None:
     """Why a checkpoint cannot be used, or None. Reads every `of`-th file from `part` on, so that ranks can share it."""
     try:
         manifest = _manifest_of(folder)
-        problems = [_problem_of_size(folder, file, manifest) for file in sorted(manifest.files)]
-        problems += [_problem_of_content(folder, file, manifest) for file in sorted(manifest.files)[part::of]]
+        files = sorted(manifest.files)
+        for check, checked in ((_problem_of_size, files), (_problem_of_content, files[part::of])):
+            for file in checked:
+                if problem := check(folder, file, manifest):
+                    return problem
     except (OSError, ValueError) as error:
         return str(error)
-    return next((problem for problem in problems if problem), None)
+    return None
 
 
 def _problem_of_size(folder: Path, file: str, manifest: _Manifest) -> str | None:

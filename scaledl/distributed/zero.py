@@ -87,6 +87,10 @@ class DeepSpeed(RunState, DeepSpeedStrategy):
         )
         return engine, zero
 
+    def backward(self, closure_loss: Tensor, optimizer: Any, *arguments: Any, **named: Any) -> Tensor:
+        # Lightning divides the loss by the number of accumulated micro-batches; DeepSpeed would once more.
+        return super().backward(closure_loss, optimizer, *arguments, scale_wrt_gas=False, **named)
+
     def shard(self, module: nn.Module) -> None:
         """At stage 3, leave each rank its share of the module's parameters."""
         if self.stage == 3:

@@ -15,7 +15,7 @@ def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
     groups: dict[tuple, dict[str, Any]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim >= 2
+            decays = len(getattr(parameter, "ds_shape", parameter.shape)) >= 2  # ZeRO 3 leaves an empty tensor behind
             layout = (parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else None
             group = groups.setdefault((decays, layout), {"params": []} if decays else {"params": [], "weight_decay": 0.0})
             group["params"].append(parameter)

@@ -42,7 +42,7 @@ def join(timeout: timedelta = timedelta(hours=2)) -> None:
         torch.cuda.set_device(here)
         backend = "cpu:gloo,cuda:nccl"
     alone: dict[str, Any] = (
-        {} if "MASTER_ADDR" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     )
     dist.init_process_group(backend, timeout=timeout, device_id=here, **alone)
 

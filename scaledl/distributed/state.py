@@ -60,11 +60,13 @@ class RunState(Strategy):
 
     def create_optimizer_state(self, optimizer: Optimizer) -> None:
         """Make the optimiser allocate its state, whose values a checkpoint then replaces."""
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = torch.zeros_like(parameter)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients_before = [parameter.grad for parameter in parameters]  # ZeRO's offload has its buffers there
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for parameter, gradient in zip(parameters, gradients_before, strict=True):
+            parameter.grad = gradient
 
     def lr_of(self) -> dict[str, float]:
         """The learning rate of each parameter at this step."""

@@ -32,11 +32,11 @@ def main(case):
     rank = dist.get_rank()
     watchdog = Watchdog(connect(), rank, dist.get_world_size(), timeout_seconds={TIMEOUT}, interval_seconds=0.5)
     watchdog.start()
-    for step in range(40 if case == "healthy" else 10**9):
+    for step in range(35 if case == "healthy" else 10**9):
         watchdog.tick(f"step {{step}}")
         dist.all_reduce(torch.ones(1))
         time.sleep(0.1)
-        if step == 2:
+        if step == 10:
             Path(f"{{rank}}.pid.part").write_text(str(os.getpid()))
             os.rename(f"{{rank}}.pid.part", f"{{rank}}.pid")
             if case == "behind" and rank == 1:
@@ -57,7 +57,7 @@ class Job:
         ]
 
     def pids(self) -> list[int]:
-        """Of both ranks, as soon as both are in their third step."""
+        """Of both ranks, as soon as both are in their eleventh step."""
         files = [self.folder / f"{rank}.pid" for rank in range(2)]
         deadline = time.monotonic() + 60
         while not all(file.exists() for file in files):
@@ -118,7 +118,7 @@ def test_a_stopped_rank_is_named_and_killed(start: Callable[..., Job]) -> None:
     job = start("stopped")
     pids = job.pids()
     os.kill(pids[1], signal.SIGSTOP)
-    codes, errors = job.end(TIMEOUT + 15)
+    codes, errors = job.end(TIMEOUT + 10)
     assert codes[0] != 0
     assert re.search(rf"rank 1 \(host \S+, pid {pids[1]}\) gives no sign of life for \d+ s \(stopped\)", errors), errors
     assert re.search(
@@ -133,12 +133,12 @@ def test_a_stopped_rank_is_named_and_killed(start: Callable[..., Job]) -> None:
 def test_a_rank_that_does_something_else_is_named_with_what_it_does(start: Callable[..., Job]) -> None:
     job = start("behind")
     pids = job.pids()
-    codes, errors = job.end(TIMEOUT + 15)
+    codes, errors = job.end(TIMEOUT + 10)
     assert codes[0] != 0
-    assert re.search(rf"rank 1 .*pid {pids[1]}\) is behind, for \d+ s at: step 2, in doze \(__main__:\d+\)", errors), (
+    assert re.search(rf"rank 1 .*pid {pids[1]}\) is behind, for \d+ s at: step 10, in doze \(__main__:\d+\)", errors), (
         errors
     )
-    assert re.search(r"rank 0 .* waits, for \d+ s at: step 3, in all_reduce", errors), errors
+    assert re.search(r"rank 0 .* waits, for \d+ s at: step 11, in all_reduce", errors), errors
     assert not any(map(alive, pids))
 
 
@@ -150,7 +150,7 @@ def test_a_stopped_rank_zero_that_hosts_the_store_is_named_and_killed(
     job = start("stopped", free_port)
     pids = job.pids()
     os.kill(pids[0], signal.SIGSTOP)
-    codes, errors = job.end(TIMEOUT + 15)
+    codes, errors = job.end(TIMEOUT + 10)
     assert codes == [-signal.SIGKILL, 124]
     assert "store does not answer" in errors
     assert re.search(rf"rank 0 \(host \S+, pid {pids[0]}\) is stopped", errors), errors

@@ -1,6 +1,7 @@
 """From a validated config to objects; the only file that instantiates."""
 
 import math
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, open_dict
+from torch import nn
 
 from scaledl.callbacks.checkpoint import Checkpoint
 from scaledl.callbacks.preemption import Preemption
@@ -19,7 +21,8 @@ from scaledl.config.rules import micro_batch_of
 from scaledl.data.base import BatchDataset, Data
 from scaledl.distributed import group
 from scaledl.distributed.fsdp import tensor_parallel_plan
-from scaledl.distributed.parallelize import ModelBuilder
+from scaledl.distributed.parallelize import ModelBuilder, blocks_of
+from scaledl.distributed.state import RunState
 from scaledl.loggers.jsonl import JsonlLogger
 from scaledl.tasks.base import Task
 
@@ -90,7 +93,11 @@ def task(config: DictConfig, model: ModelBuilder) -> Task:
     return instantiate(config.task, model=model, optimizer=optimizer, scheduler=scheduler)
 
 
-def trainer(config: DictConfig, run_dir: Path, data: Data) -> pl.Trainer:
+def strategy(config: DictConfig) -> RunState:
+    return instantiate(config.strategy)
+
+
+def trainer(config: DictConfig, run_dir: Path, data: Data, strategy: RunState) -> pl.Trainer:
     """Lightning's trainer over one endless epoch: the order of the data counts epochs itself."""
     callbacks = [instantiate(node) for node in config.callbacks.values() if node]
     callbacks += [instantiate(config.checkpoint), BestOnTest()]
@@ -98,17 +105,22 @@ def trainer(config: DictConfig, run_dir: Path, data: Data) -> pl.Trainer:
     for callback in callbacks:
         if hasattr(callback, "run_dir"):
             callback.run_dir = run_dir
+    val_set, limit = data.split("val"), config.trainer.limit_val_batches
+    validates = val_set is not None and limit != 0
+    if val_set is not None:  # Lightning's own limit is for each rank
+        share = max(1, int(limit * -(-len(val_set) // data.eval_batch_size)))
+        data.limit_val_batches = limit if isinstance(limit, int) else share
     loggers = [JsonlLogger(run_dir / "metrics.jsonl")]
     loggers += [instantiate(node) for node in (config.logger or {}).values() if node]
     return instantiate(
         config.trainer,
         max_epochs=-1,
         val_check_interval=config.trainer.val_check_interval * data.accumulation,
-        limit_val_batches=config.trainer.limit_val_batches if data.split("val") is not None else 0,
+        limit_val_batches=1.0 if validates else 0,
         check_val_every_n_epoch=None,
         accumulate_grad_batches=data.accumulation,
         precision=config.precision,
-        strategy=instantiate(config.strategy),
+        strategy=strategy,
         accelerator="gpu" if torch.cuda.is_available() else "cpu",
         devices=group.ranks_per_node(),
         num_nodes=group.world_size() // group.ranks_per_node(),
@@ -152,6 +164,32 @@ def check_fit(config: DictConfig, task: Task, train_set: BatchDataset) -> None:
         ) from error
     finally:
         task.model = None  # type: ignore[assignment]
+
+
+def check_served(task: Task, strategy: RunState) -> None:
+    """Whether the strategy can do what the task and its model need.
+
+    Raises:
+        ValueError: it cannot; the reason is in the message.
+    """
+    name = strategy.strategy_name
+    for need in task.needs:
+        if need in strategy.cannot:
+            raise ValueError(
+                f"strategy={name} cannot serve {type(task).__name__}, which needs {need.replace('_', ' ')}: "
+                f"{strategy.cannot[need]}; strategy=ddp can"
+            )
+    model = task.model_builder.on_meta()
+    if strategy.tensor_parallel_size > 1:
+        for block in blocks_of(model) or [model]:
+            tensor_parallel_plan(block, strategy.tensor_parallel_size)
+    batch_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if batch_norms and group.world_size() > 1 and group.rank() == 0:
+        warnings.warn(
+            f"{len(batch_norms)} BatchNorm layers take the statistics of one rank's micro-batch, so this run's numbers "
+            "depend on its ranks; other norms do not",
+            stacklevel=2,
+        )
 
 
 def checkpoint_of(trainer: pl.Trainer) -> Checkpoint:

@@ -76,6 +76,8 @@ def run(config: DictConfig) -> float | None:
     num_parameters = sum(parameter.numel() for parameter in model.on_meta().parameters())
     task = build.task(config, model)
     build.check_fit(config, task, train_set)
+    strategy = build.strategy(config)
+    build.check_served(task, strategy)
     if group.world_size() > 1:
         group.join()
 
@@ -98,7 +100,7 @@ def run(config: DictConfig) -> float | None:
         jsonl.rewind(run_dir / "metrics.jsonl", step)
 
     group.agreed(open_run)
-    trainer = build.trainer(config, run_dir, data)
+    trainer = build.trainer(config, run_dir, data, strategy)
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
     if trainer.is_global_zero:

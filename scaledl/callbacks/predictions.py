@@ -53,7 +53,7 @@ def logits_of(trainer: pl.Trainer, task: Task, x: Tensor) -> Tensor:
     was_training, size = task.training, trainer.datamodule.micro_batch_size  # type: ignore[attr-defined]
     precision = trainer.strategy.precision_plugin
     task.eval()
-    with precision.forward_context():
+    with trainer.strategy.averaged(), precision.forward_context():  # type: ignore[attr-defined]
         found = [task.model(precision.convert_input(part.to(task.device))).float().cpu() for part in x.split(size)]
     task.train(was_training)
     return torch.cat(found)

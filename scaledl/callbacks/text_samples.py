@@ -31,7 +31,8 @@ class TextSamples(pl.Callback):
         first_ids(trainer.datamodule.tokenizer, self.prompt)  # type: ignore[attr-defined]  # a prompt that does not fit fails now
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: LanguageModeling) -> None:  # type: ignore[override]
-        text = self._write(trainer.datamodule.tokenizer, pl_module)  # type: ignore[attr-defined]  # by all ranks together
+        with trainer.strategy.averaged():  # type: ignore[attr-defined]
+            text = self._write(trainer.datamodule.tokenizer, pl_module)  # type: ignore[attr-defined]  # by all ranks together
         if not trainer.is_global_zero:
             return
         folder = self.run_dir / "samples"

@@ -18,7 +18,7 @@ class HangWatchdog(pl.Callback):
 
     def __init__(self, timeout_seconds: float = 600):
         if timeout_seconds < 1:
-            raise ValueError(f"watchdog.timeout_seconds={timeout_seconds} must be at least 1")
+            raise ValueError(f"callbacks.watchdog.timeout_seconds={timeout_seconds} must be at least 1")
         self.timeout_seconds = timeout_seconds
         self._watchdog: Watchdog | None = None
 

@@ -36,6 +36,7 @@ class Data(pl.LightningDataModule):
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.seed, self.num_workers = seed, num_workers
         self.eval_batch_size = micro_batch_size  # so that an evaluation sees the same batches on any number of ranks
+        self.limit_val_batches: int | None = None  # of all ranks together
         self.rank, self.world_size = 0, 1  # among the ranks that take different data
         self.samples_seen_before, self.step_before = 0, 0
         self._datasets: dict[str, BatchDataset] | None = None
@@ -121,16 +122,16 @@ class Data(pl.LightningDataModule):
         return self._loader(dataset, batches)
 
     def val_dataloader(self) -> DataLoader | list:
-        return self._eval_loader("val")
+        return self._eval_loader("val", self.limit_val_batches)
 
     def test_dataloader(self) -> DataLoader | list:
         return self._eval_loader("test")
 
-    def _eval_loader(self, split: str) -> DataLoader | list:
+    def _eval_loader(self, split: str, limit: int | None = None) -> DataLoader | list:
         dataset = self.split(split)
         if dataset is None:
             return []
-        batches = EvalBatches(len(dataset), self.eval_batch_size, rank=self.rank, world_size=self.world_size)
+        batches = EvalBatches(len(dataset), self.eval_batch_size, rank=self.rank, world_size=self.world_size, limit=limit)
         return self._loader(dataset, batches)
 
     def _loader(self, dataset: BatchDataset, batches: TrainBatches | EvalBatches) -> DataLoader:

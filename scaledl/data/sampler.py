@@ -89,12 +89,14 @@ class TrainBatches(Sampler[np.ndarray]):
 class EvalBatches(Sampler[np.ndarray]):
     """Every sample once, in order; rank r takes each `world_size`-th batch.
 
-    All ranks take equally many. Where the batches run out, the last ones take the first batch again (see `repeats`).
+    `limit` takes only the first so many. All ranks take equally many. Where the batches run out, the last ones take the first batch again (see `repeats`).
     """
 
-    def __init__(self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1, limit: int | None = None
+    ):
         self.num_samples, self.batch_size, self.rank, self.world_size = num_samples, batch_size, rank, world_size
-        self.num_batches = -(-num_samples // batch_size)
+        self.num_batches = min(-(-num_samples // batch_size), limit or num_samples)
 
     def __len__(self) -> int:
         return -(-self.num_batches // self.world_size)

@@ -9,7 +9,7 @@ from lightning.pytorch.strategies.parallel import ParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
 from scaledl.distributed import group
 from scaledl.distributed.state import RunState
@@ -52,6 +52,10 @@ class FSDP(RunState, ModelParallelStrategy):
                 f"strategy.shard_size={shard_size} does not divide the {data_ranks} data-parallel ranks of this run; "
                 "choose a divisor, or null for all of them"
             )
+        if shard_size > 1:
+            self.cannot = {
+                "second_order_gradients": "FSDP gives gathered parameters back before a second backward pass reads them"
+            }
         self.tensor_parallel_size, self.shard_size = tensor_parallel_size, shard_size
         self.num_copies = data_ranks // shard_size
         self.reshard_after_forward, self.cpu_offload = reshard_after_forward, cpu_offload
@@ -80,8 +84,12 @@ class FSDP(RunState, ModelParallelStrategy):
         if self.tensor_parallel_size == 1:
             return
         plan = tensor_parallel_plan(block, self.tensor_parallel_size)
-        styles = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
-        layers = {path: styles[style](use_local_output=True) for path, style in plan.items()}
+        styles = {
+            "colwise": ColwiseParallel(),
+            "rowwise": RowwiseParallel(),
+            "sharded_input": SequenceParallel(sequence_dim=1, use_local_output=True),  # sums its gradient over the ranks
+        }
+        layers = {path: styles[style] for path, style in plan.items()}
         block.to(self.root_device)
         # Every rank has drawn the same weights: each cuts its own part, nothing is sent.
         parallelize_module(block, self._mesh["tensor"], layers, src_data_rank=None)  # type: ignore[arg-type]
@@ -135,7 +143,9 @@ class HSDP(FSDP):
 
 
 def tensor_parallel_plan(block: nn.Module, size: int) -> dict[str, str]:
-    """`colwise` or `rowwise` by the path of a linear layer in a block, for `size` ranks.
+    """How each layer of a block is divided over `size` ranks, by its path.
+
+    `colwise`: by outputs; `rowwise`: by inputs, outputs summed; `sharded_input`: whole, its input divided at axis 1.
 
     Raises:
         ValueError: the block has no plan, or its sizes cannot be divided so.

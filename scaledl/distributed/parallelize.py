@@ -100,6 +100,10 @@ def _bring_to_life(module: nn.Module, recurse: bool = True) -> None:
     module.to_empty(device="cpu", recurse=recurse)
 
 
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    return [block for _, _, block in _blocks(model)]
+
+
 def _blocks(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
     """(parent, name, block) of every module of the model's `block_types`; a block inside a block is part of it."""
     types = getattr(model, "block_types", ())

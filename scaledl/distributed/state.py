@@ -7,7 +7,8 @@ weights are then pieces of the same kind.
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ class RunState(Strategy):
 
     strategy_name = ""
     tensor_parallel_size = 1
+    cannot: dict[str, str] = {}  # what a task may need (see tasks/base.py) and this strategy cannot do, with the reason
+    average: list[Tensor] | None = None  # of the masters, in fp32, where a callback keeps one
 
     def masters(self) -> list[Tensor]:
         """The tensors that the optimiser updates on this rank, in an order that does not change."""
@@ -119,9 +122,8 @@ class RunState(Strategy):
                 found |= {
                     f"optimizer.{index}/{key}": pieces for key, pieces in self._optimizer_pieces(optimizer).items()
                 }
-        average = getattr(self, "average", None)
-        if "ema" in parts and average is not None:
-            weights = self.pieces(average) | self._fixed()
+        if "ema" in parts and self.average is not None:
+            weights = self.pieces(list(self.average)) | self._fixed()
             found |= {f"ema/{name}": pieces for name, pieces in weights.items()}
         return found
 
@@ -131,13 +133,42 @@ class RunState(Strategy):
             for optimizer in self._state_optimizers():
                 if not optimizer.state:
                     self.create_optimizer_state(optimizer)
+        begins_average = self.average is not None and not _holds_average(folder)
         with torch.no_grad():
-            storage.load(folder, self.state_tensors(parts))
+            storage.load(folder, self.state_tensors(tuple(p for p in parts if p != "ema" or not begins_average)))
         self.refresh()
+        if begins_average:
+            self.start_average()
+
+    def start_average(self) -> None:
+        self.average = [master.detach().float().clone() for master in self.masters()]
+
+    @torch.no_grad()
+    def swap_average(self) -> None:
+        """Exchange weights and average."""
+        assert self.average is not None
+        for master, average in zip(self.masters(), self.average, strict=True):
+            here, there = gradients.local(master), gradients.local(average)
+            weights = here.clone()
+            here.copy_(there)
+            there.copy_(weights)
+        self.refresh()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """With the averaged weights in the model, where an average is kept."""
+        if self.average is None:
+            yield
+            return
+        self.swap_average()
+        try:
+            yield
+        finally:
+            self.swap_average()
 
     def load_average(self, folder: Path) -> None:
         """Put a checkpoint's averaged weights, if it has any, else its weights, into the model."""
-        averaged = any(name.startswith("ema/") for name in storage.sizes(folder))
+        averaged = _holds_average(folder)
         tensors = self.state_tensors(("weights",))
         with torch.no_grad():
             renamed = {name.replace("weights/", "ema/", 1) if averaged else name: p for name, p in tensors.items()}
@@ -212,6 +243,10 @@ class RunState(Strategy):
         if sys.exc_info()[0] is None:  # after a failure the other ranks may be gone, and the save with them
             self.saver.wait()
         super().teardown()
+
+
+def _holds_average(folder: Path) -> bool:
+    return any(name.startswith("ema/") for name in storage.sizes(folder))
 
 
 def _fit_to_groups(state: dict[str, Any], scheduler: Any) -> None:

@@ -29,6 +29,11 @@ class DeepSpeed(RunState, DeepSpeedStrategy):
         ValueError: the stage is none of these, or DeepSpeed is not installed.
     """
 
+    cannot = {
+        "second_order_gradients": "ZeRO reduces and frees gradients while the backward pass runs",
+        "several_optimizers": "DeepSpeed drives one optimiser",
+    }
+
     def __init__(self, stage: int = 2, offload: bool = False, persistence_threshold: int = 100_000) -> None:
         if stage not in (1, 2, 3):
             raise ValueError(f"strategy.stage={stage}: ZeRO has the stages 1, 2 and 3; for none take strategy=ddp")
@@ -151,6 +156,7 @@ class DeepSpeed(RunState, DeepSpeedStrategy):
         if self.stage != 3:
             zero.update_lp_params()
             return
+        zero._partition_all_parameters()  # what is gathered now is old
         for index, flat in enumerate(zero.fp16_partitioned_groups_flat):
             flat.data.copy_(zero.fp32_partitioned_groups_flat[index].data)
             zero._unflatten_partitioned_parameters(index)

@@ -73,6 +73,8 @@ class TransformerBlock(nn.Module):
                         raise ValueError(f"{size} tensor-parallel ranks cannot share {heads}={count}: choose a divisor")
                     plan[f"{name}.{layer}"] = "colwise"
                 plan[f"{name}.out"] = "rowwise"
+                if attention.q_norm is not None:  # one gain for all heads, each rank seeing its own heads
+                    plan |= {f"{name}.q_norm": "sharded_input", f"{name}.k_norm": "sharded_input"}
         if not hasattr(self.feedforward, "tensor_parallel_plan"):
             raise ValueError(f"{type(self.feedforward).__name__} has no tensor-parallel plan")
         plan |= {f"feedforward.{layer}": style for layer, style in self.feedforward.tensor_parallel_plan(size).items()}

@@ -1,7 +1,7 @@
 """What every objective has in common: a model built late, one optimiser, metrics without a host sync."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -21,6 +21,8 @@ class Task(pl.LightningModule):
         optimizer: makes the optimiser from parameter groups.
         scheduler: makes the learning-rate schedule from the optimiser, stepped every optimiser step.
     """
+
+    needs: tuple[Literal["second_order_gradients", "several_optimizers"], ...] = ()  # which not every strategy can do
 
     def __init__(
         self,

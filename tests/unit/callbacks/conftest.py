@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scaledl.checkpoint import CheckpointFolders
 from scaledl.data.points import Points
 from scaledl.distributed.parallelize import ModelBuilder
+from scaledl.distributed.strategy import Single
 from scaledl.tasks.base import Task
 
 
@@ -42,7 +42,6 @@ def fit(tmp_path: Path) -> Callable[..., pl.Trainer]:
         task: Task | None = None,
         data: Any = None,
         resume: Path | None = None,
-        io: CheckpointFolders | None = None,
     ) -> pl.Trainer:
         if task is None:
             task = Scripted(ModelBuilder(partial(nn.Linear, 2, 1)), partial(torch.optim.AdamW, lr=0.1))
@@ -60,7 +59,7 @@ def fit(tmp_path: Path) -> Callable[..., pl.Trainer]:
             accumulate_grad_batches=accumulation,
             accelerator="cpu",
             devices=1,
-            plugins=[io or CheckpointFolders()],
+            strategy=Single(),
             callbacks=list(callbacks),
             logger=False,
             default_root_dir=tmp_path,

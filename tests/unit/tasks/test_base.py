@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from scaledl.data.base import BatchDataset, Data
 from scaledl.data.samples import Samples
 from scaledl.distributed.parallelize import ModelBuilder
+from scaledl.distributed.strategy import Single
 from scaledl.models.mlp import MLP
 from scaledl.optim.schedule import linear
 from scaledl.tasks.base import Task
@@ -43,6 +44,7 @@ def trainer(max_steps: int = 1, accumulation: int = 1, val_every: int = 1000, **
         accumulate_grad_batches=accumulation,
         accelerator="cpu",
         devices=1,
+        strategy=Single(),
         logger=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,

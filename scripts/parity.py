@@ -1,0 +1,274 @@
+#!/usr/bin/env python3
+"""Whether every strategy trains what one process trains: the first losses of each family, by the real command line.
+
+  .venv/bin/python scripts/parity.py --families all
+  .venv/bin/python scripts/parity.py --experiments mlp/circles cnn/digits --strategies ddp fsdp --steps 50
+  .venv/bin/python scripts/parity.py --families llm --override data.micro_batch_size=3 --markdown parity.md
+
+An experiment runs as it is for its first steps, once with strategy=single and once for each cell of the table, from one
+seed and with one global batch. Only dropout, whose noise depends on the rank, is set to 0. A cell is the largest relative
+difference of train/loss over the steps (of train/grad_norm, for information), or "no" and why the run was refused before
+it started. Exits with 1 if a difference is above the tolerance, or a run ends early.
+"""
+
+import argparse
+import functools
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from scaledl import build
+from scaledl.config.folders import CONF
+from scaledl.experiments import all_experiments
+from scaledl.loggers import jsonl
+from scaledl.train import composed, quiet
+
+ROOT = Path(__file__).parents[1]
+CHOSEN = {
+    "perceptron": "perceptron/digits"
+}  # for a family, where its first cannot be shared: blobs' batch is one point
+TIMEOUT = 1800  # seconds of one run
+VAL_BATCHES = 4  # of all ranks together, so that all evaluate the same samples
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Ranks, and what to write behind `scaledl train` for them to share the work."""
+
+    ranks: int
+    words: tuple[str, ...]
+    tensor_ranks: int = 1
+
+    @property
+    def data_ranks(self) -> int:
+        return self.ranks // self.tensor_ranks
+
+
+SINGLE = Layout(1, ("strategy=single",))
+LAYOUTS = {
+    "ddp": Layout(2, ("strategy=ddp",)),
+    "fsdp": Layout(2, ("strategy=fsdp",)),
+    "hsdp": Layout(4, ("strategy=hsdp", "strategy.shard_size=2")),
+    "deepspeed_1": Layout(2, ("strategy=deepspeed_1",)),
+    "deepspeed_2": Layout(2, ("strategy=deepspeed_2",)),
+    "deepspeed_3": Layout(2, ("strategy=deepspeed_3", "strategy.persistence_threshold=0")),
+    "deepspeed_3_offload": Layout(2, ("strategy=deepspeed_3_offload", "strategy.persistence_threshold=0")),
+    "tp": Layout(2, ("strategy=tp",), tensor_ranks=2),
+    "fsdp+tp": Layout(4, ("strategy=tp",), tensor_ranks=2),
+}
+REFUSALS = (  # what no run of this layout can do, said before it starts; any other error is a failure
+    r"\w+ has no tensor-parallel plan",
+    r"\d+ tensor-parallel ranks cannot share [\w=]+",
+    r"global_batch_size=\d+ cannot be shared by \d+ ranks",
+    r"cannot serve \w+, which needs [\w ]+",
+)
+
+
+class RefusedError(Exception):
+    """The run was refused before it started, for a reason of its kind."""
+
+
+class FailedError(Exception):
+    """The run ended early, or left out a step."""
+
+
+@dataclass
+class Gap:
+    """The largest relative difference between two runs, and the first step at which it was reached."""
+
+    value: float
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.1e}" if self.value else "0"
+
+
+def log_of(words: list[str], layout: Layout, run_dir: Path, env: dict[str, str]) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl of a run by the command line.
+
+    Raises:
+        RefusedError: there can be no such run.
+        FailedError: it ended with an error.
+    """
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={layout.ranks}"]
+    command = [sys.executable, *(torchrun if layout.ranks > 1 else []), "-m", "scaledl", "train", *words, *layout.words]
+    command += [f"trainer.limit_val_batches={max(1, VAL_BATCHES // layout.data_ranks)}", f"run_dir={run_dir}"]
+    code, errors = _run(command, env)
+    log = jsonl.read(run_dir / "metrics.jsonl")
+    if code == 0:
+        return log
+    reason = next((found for pattern in REFUSALS if (found := re.search(pattern, errors))), None)
+    if reason and not run_dir.exists():
+        raise RefusedError(reason[0])
+    own = re.split(r"^.*torch/distributed/elastic/multiprocessing/api.py", errors, maxsplit=1, flags=re.MULTILINE)[0]
+    raise FailedError(f"exit code {code}\n" + "\n".join((own.strip() or errors).splitlines()[-15:]))
+
+
+def _run(command: list[str], env: dict[str, str]) -> tuple[int, str]:
+    with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            errors = process.communicate(timeout=TIMEOUT)[1]
+        except subprocess.TimeoutExpired:
+            process.terminate()  # torchrun ends its ranks
+            errors = f"{process.communicate()[1]}\nended after {TIMEOUT} s"
+    return process.returncode, errors
+
+
+def environment() -> dict[str, str]:
+    """Ours, without what would make the runs differ or leave this machine."""
+    chosen = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SCALEDL_RUN", "WANDB"))}
+    path = os.pathsep.join(filter(None, [str(ROOT), chosen.get("PYTHONPATH", "")]))
+    return chosen | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONPATH": path}
+
+
+def gap(reference: list[dict[str, Any]], log: list[dict[str, Any]], name: str) -> Gap:
+    """Raises FailedError: a step is missing, or a value is not finite."""
+    one, other = ({line["step"]: line[name] for line in lines if name in line} for lines in (reference, log))
+    if not one or one.keys() != other.keys():
+        raise FailedError(f"{name} is at the steps {list(other)}, with one process at {list(one)}")
+    if None in (*one.values(), *other.values()):
+        raise FailedError(f"{name} is not finite")
+    gaps = [Gap(abs(one[step] - other[step]) / max(abs(one[step]), 1e-30), step) for step in one]
+    return max(gaps, key=lambda found: found.value)
+
+
+def first_steps(experiment: str, steps: int, overrides: list[str]) -> tuple[list[str], list[str]]:
+    """(the words that train the first steps of an experiment, what they change in it)."""
+    words = [f"experiment={experiment}", *overrides]
+    config = composed(words, [CONF], [])
+    data = build.data(config)  # once, so that the runs find it in the cache
+    build.settle_steps(config, len(data.split("train")))
+    fixed = [f"trainer.max_steps={steps}", "trainer.max_epochs=-1", "trainer.log_every_n_steps=1"]
+    if config.scheduler and "max_steps" in config.scheduler:
+        fixed.append(f"scheduler.max_steps={config.scheduler.max_steps}")
+    dropped = dict(dropouts(config))
+    fixed += [f"{path}=0.0" for path in dropped]
+    return words + fixed, [f"{experiment}: {path} is 0 here, not {value}" for path, value in dropped.items()]
+
+
+def dropouts(config: DictConfig) -> Iterator[tuple[str, float]]:
+    def walk(node: Any, path: str) -> Iterator[tuple[str, float]]:
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            here = f"{path}.{key}" if path else str(key)
+            if isinstance(value, dict | list):
+                yield from walk(value, here)
+            elif "dropout" in str(key) and value:
+                yield here, value
+
+    return walk({"model": OmegaConf.to_container(config.model), "task": OmegaConf.to_container(config.task)}, "")
+
+
+@dataclass
+class Cell:
+    """What the table says of an experiment under a strategy."""
+
+    text: str
+    more: str = ""
+    failed: bool = False
+
+
+def compare(reference: list[dict[str, Any]], words: list[str], layout: Layout, folder: Path, tolerance: float) -> Cell:
+    try:
+        log = log_of(words, layout, folder, environment())
+        loss, norm = (gap(reference, log, name) for name in ("train/loss", "train/grad_norm"))
+    except RefusedError as error:
+        return Cell(f"no: {error}")
+    except FailedError as error:
+        return Cell("FAILED", str(error), failed=True)
+    failed = not loss.value <= tolerance
+    return Cell(f"{'FAILED ' * failed}{loss} ({norm})", f"largest at step {loss.step} ({norm.step})", failed)
+
+
+def chosen_experiments(families: list[str], experiments: list[str]) -> list[str]:
+    if experiments:
+        return experiments
+    of_family: dict[str, str] = {}
+    for name in sorted(experiment.name for experiment in all_experiments([CONF])):
+        of_family.setdefault(name.partition("/")[0], name)
+    of_family |= {family: name for family, name in CHOSEN.items() if family in of_family}
+    unknown = set(families) - {"all", *of_family}
+    if unknown:
+        sys.exit(f"parity: there is no family {', '.join(unknown)}; there are: {', '.join(of_family)}")
+    return [name for family, name in of_family.items() if "all" in families or family in families]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--families", nargs="+", default=["all"], help="one experiment of each (default: all)")
+    parser.add_argument("--experiments", nargs="+", default=[], help="these instead")
+    parser.add_argument("--strategies", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS), metavar="STRATEGY")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--tolerance", type=float, default=1e-5)
+    parser.add_argument("--override", nargs="+", default=[], metavar="KEY=VALUE", help="of every experiment")
+    parser.add_argument("--jobs", type=int, default=1, help="cells that run at once")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, too")
+    arguments = parser.parse_args()
+    quiet()
+    experiments = chosen_experiments(arguments.families, arguments.experiments)
+    columns = {f"{name} x{LAYOUTS[name].ranks}": LAYOUTS[name] for name in arguments.strategies}
+    total, console, began = len(experiments) * len(columns), Console(soft_wrap=True, highlight=False), time.monotonic()
+    rows: dict[str, dict[str, Cell]] = {}
+    notes: list[str] = []
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.jobs) as pool:
+
+        def one(
+            column: str, experiment: str, words: list[str], reference: list[dict[str, Any]]
+        ) -> tuple[str, Cell, float]:
+            started = time.monotonic()
+            cell = compare(reference, words, columns[column], Path(folder, experiment, column), arguments.tolerance)
+            return column, cell, time.monotonic() - started
+
+        for experiment in experiments:
+            words, changed = first_steps(experiment, arguments.steps, arguments.override)
+            notes += changed
+            try:
+                reference = log_of(words, SINGLE, Path(folder, experiment, "single"), environment())
+            except FailedError as error:
+                sys.exit(f"parity: {experiment} with strategy=single: {error}")
+            rows[experiment] = {}
+            ask = functools.partial(one, experiment=experiment, words=words, reference=reference)
+            for column, cell, seconds in pool.map(ask, columns):
+                rows[experiment][column] = cell
+                done = sum(map(len, rows.values()))
+                console.print(
+                    f"cell {done} of {total}: {experiment}, {column}: {cell.text} {cell.more}, {seconds:.0f} s"
+                )
+
+    minutes = (time.monotonic() - began) / 60
+    title = (
+        f"Largest relative difference of train/loss (of train/grad_norm) over {arguments.steps} steps, from one process"
+    )
+    notes.append(f"{total} cells in {minutes:.1f} min; tolerance {arguments.tolerance:g}")
+    table = Table(title=title, title_justify="left")
+    for name in ("strategy", *rows):
+        table.add_column(name, overflow="fold")
+    for column in columns:
+        table.add_row(column, *(row[column].text for row in rows.values()))
+    console.print(table, *notes, sep="\n")
+    if arguments.markdown:
+        arguments.markdown.write_text(as_markdown(title, list(columns), rows, notes), encoding="utf-8")
+    sys.exit(any(cell.failed for row in rows.values() for cell in row.values()))
+
+
+def as_markdown(title: str, columns: list[str], rows: dict[str, dict[str, Cell]], notes: list[str]) -> str:
+    lines = [f"{title}.", "", f"| strategy | {' | '.join(rows)} |", f"| --- |{' --- |' * len(rows)}"]
+    lines += [f"| {column} | {' | '.join(row[column].text for row in rows.values())} |" for column in columns]
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes), ""])
+
+
+if __name__ == "__main__":
+    main()

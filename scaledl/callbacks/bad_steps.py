@@ -20,8 +20,8 @@ class BadSteps(pl.Callback):
 
     Args:
         max_in_a_row: so many bad steps one after the other end the run.
-        rewind: go back to the weights of the last checkpoint instead, and on with the data that comes next; the run ends
-            if that is bad from its first step too.
+        rewind: go back to the weights of the last checkpoint instead, and on with the data that comes next; the run
+            ends if that is bad from its first step too.
 
     Raises:
         ValueError: max_in_a_row is below 1.
@@ -35,7 +35,9 @@ class BadSteps(pl.Callback):
         self._counts = torch.zeros(2)  # all, and those since the last good one
         self._said, self._rewound = 0, False
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Task, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Task, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:  # type: ignore[override]
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         bad = pl_module.step_metrics["skipped"]
@@ -75,8 +77,8 @@ class BadSteps(pl.Callback):
                 return
         raise ValueError(
             f"step {step}: the gradients of the last {in_a_row} steps were not finite, so nothing is learned any more "
-            f"(callbacks.bad_steps.max_in_a_row={self.max_in_a_row}). The weights are those before them. Look at the data "
-            "of these steps; try a smaller optimizer.lr, trainer.gradient_clip_val=1 or precision=32-true"
+            f"(callbacks.bad_steps.max_in_a_row={self.max_in_a_row}). The weights are those before them. Look at the "
+            "data of these steps; try a smaller optimizer.lr, trainer.gradient_clip_val=1 or precision=32-true"
         )
 
     def state_dict(self) -> dict[str, Any]:

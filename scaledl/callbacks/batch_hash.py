@@ -1,4 +1,4 @@
-"""A fingerprint of every global batch in the log: equal in runs that saw the same samples, however many ranks they had."""
+"""A fingerprint of every global batch in the log: equal in runs that saw the same samples, on any number of ranks."""
 
 import zlib
 from typing import Any
@@ -20,7 +20,9 @@ class BatchHash(pl.Callback):
     def __init__(self) -> None:
         self._sum = 0
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: Any, batch: dict[str, Tensor], batch_idx: int
+    ) -> None:
         positions = trainer.datamodule.positions(batch_idx).tolist()  # type: ignore[attr-defined]
         rows = zip(positions, *(tensor.cpu().contiguous() for tensor in batch.values()), strict=True)
         for position, *parts in rows:

@@ -11,11 +11,11 @@ from scaledl.distributed.gradients import local
 class EMA(pl.Callback):
     """average = decay · average + (1 - decay) · weights after every step; evaluations and samples use the average.
 
-    Each rank averages what it holds: whole parameters, shards or ZeRO's flat ranges, always in fp32. Checkpoints hold it,
-    and `evaluate` and `generate` read it.
+    Each rank averages what it holds: whole parameters, shards or ZeRO's flat ranges, always in fp32. Checkpoints hold
+    it, and `evaluate` and `generate` read it.
 
     Args:
-        decay: the limit; the average of step t uses min(decay, (1 + t) / (10 + t)), so that the start is soon forgotten.
+        decay: the limit; step t uses min(decay, (1 + t) / (10 + t)), so that the start is soon forgotten.
 
     Raises:
         ValueError: decay is not in [0, 1).

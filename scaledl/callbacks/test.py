@@ -11,7 +11,7 @@ from scaledl.tasks.base import Task
 
 
 class BestOnTest(pl.Callback):
-    """Runs inside the fit, where a sharded model is still in place: another of Lightning's loops would shard it anew."""
+    """Runs inside the fit, where a sharded model is in place; another of Lightning's loops would set it up anew."""
 
     def __init__(self) -> None:
         self.run_dir = Path()

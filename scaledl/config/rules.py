@@ -1,5 +1,6 @@
 """Rules between settings that no single signature knows."""
 
+import importlib.util
 import os
 
 from omegaconf import DictConfig
@@ -40,8 +41,8 @@ def _batches_divide(config: DictConfig) -> list[str]:
         return [f"data.global_batch_size={total} and data.micro_batch_size={micro} must be at least 1"]
     if total % ranks:
         return [
-            f"data.global_batch_size={total} cannot be shared by {ranks} ranks: it must be a multiple of {ranks}, such as"
-            f" {-(-total // ranks) * ranks}"
+            f"data.global_batch_size={total} cannot be shared by {ranks} ranks: it must be a multiple of {ranks}, such "
+            f"as {-(-total // ranks) * ranks}"
         ]
     share = total // ranks
     largest = micro_batch_of(share, micro)
@@ -91,6 +92,8 @@ def _strategy_fits(config: DictConfig) -> list[str]:
         ]
     if ranks > 1 and "WORLD_SIZE" not in os.environ:
         return [f"Slurm started {ranks} processes; start one on each node, a torchrun (see slurm/README.md)"]
+    if target.endswith(".DeepSpeed") and importlib.util.find_spec("deepspeed") is None:
+        return ["strategy=deepspeed_* needs the package deepspeed: pip install 'scaledl[deepspeed]'"]
     together = config.strategy.get("tensor_parallel_size", 1)
     if together < 1 or ranks % together:
         return [

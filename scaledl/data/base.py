@@ -25,8 +25,8 @@ class Data(pl.LightningDataModule):
 
     Args:
         global_batch_size: samples of one optimiser step, over all ranks.
-        micro_batch_size: samples of one forward pass of one rank, at most; the largest number that divides a rank's share
-            of the global batch is taken. The number of passes a step follows from it.
+        micro_batch_size: samples of one forward pass of one rank, at most; the largest number that divides a rank's
+            share of the global batch is taken. The number of passes a step follows from it.
         seed: of the order of the training samples.
         num_workers: processes that fetch batches; 0 fetches in the training process.
     """
@@ -94,7 +94,7 @@ class Data(pl.LightningDataModule):
         return self.samples_seen_before + steps * self.global_batch_size
 
     def positions(self, batch_idx: int) -> Tensor:
-        """Where in the endless line of training samples those of this rank's micro-batch `batch_idx` stand, (B,) int64."""
+        """Where in the endless line of training samples those of a micro-batch of this rank stand, (B,) int64."""
         step, micro_batch = divmod(batch_idx, self.accumulation)
         first = self.samples_seen_before + (step - self.step_before) * self.global_batch_size
         first += self.rank * self.global_batch_size // self.world_size + micro_batch * self.micro_batch_size
@@ -131,7 +131,9 @@ class Data(pl.LightningDataModule):
         dataset = self.split(split)
         if dataset is None:
             return []
-        batches = EvalBatches(len(dataset), self.eval_batch_size, rank=self.rank, world_size=self.world_size, limit=limit)
+        batches = EvalBatches(
+            len(dataset), self.eval_batch_size, rank=self.rank, world_size=self.world_size, limit=limit
+        )
         return self._loader(dataset, batches)
 
     def _loader(self, dataset: BatchDataset, batches: TrainBatches | EvalBatches) -> DataLoader:

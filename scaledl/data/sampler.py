@@ -89,7 +89,8 @@ class TrainBatches(Sampler[np.ndarray]):
 class EvalBatches(Sampler[np.ndarray]):
     """Every sample once, in order; rank r takes each `world_size`-th batch.
 
-    `limit` takes only the first so many. All ranks take equally many. Where the batches run out, the last ones take the first batch again (see `repeats`).
+    All ranks take equally many: where the batches run out, the last ranks take the first one again (see `repeats`).
+    `limit`: only the first so many batches.
     """
 
     def __init__(

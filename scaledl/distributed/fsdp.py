@@ -22,7 +22,7 @@ class FSDP(RunState, ModelParallelStrategy):
     et al. 2019.) Ranks that follow one another share matrices, then shards.
 
     Args:
-        shard_size: ranks over which parameters are divided; null = all. Fewer: each group of so many holds a whole copy.
+        shard_size: ranks over which parameters are divided; null = all. Each group of so many holds a whole copy.
         tensor_parallel_size: ranks over which each matrix product of a block is divided.
         reshard_after_forward: give the gathered parameters back after the forward pass; false is faster and larger.
         cpu_offload: keep shards and optimiser states in the host's memory.
@@ -59,7 +59,11 @@ class FSDP(RunState, ModelParallelStrategy):
         self.tensor_parallel_size, self.shard_size = tensor_parallel_size, shard_size
         self.num_copies = data_ranks // shard_size
         self.reshard_after_forward, self.cpu_offload = reshard_after_forward, cpu_offload
-        names = {"hsdp": self.num_copies > 1, "fsdp": self.num_copies == 1 and data_ranks > 1, "tp": tensor_parallel_size > 1}
+        names = {
+            "hsdp": self.num_copies > 1,
+            "fsdp": self.num_copies == 1 and data_ranks > 1,
+            "tp": tensor_parallel_size > 1,
+        }
         self.strategy_name = "+".join(name for name, used in names.items() if used) or "fsdp"
 
     def setup_environment(self) -> None:
@@ -87,12 +91,14 @@ class FSDP(RunState, ModelParallelStrategy):
         styles = {
             "colwise": ColwiseParallel(),
             "rowwise": RowwiseParallel(),
-            "sharded_input": SequenceParallel(sequence_dim=1, use_local_output=True),  # sums its gradient over the ranks
+            "sharded_input": SequenceParallel(
+                sequence_dim=1, use_local_output=True
+            ),  # sums its gradient over the ranks
         }
         layers = {path: styles[style] for path, style in plan.items()}
         block.to(self.root_device)
         # Every rank has drawn the same weights: each cuts its own part, nothing is sent.
-        parallelize_module(block, self._mesh["tensor"], layers, src_data_rank=None)  # type: ignore[arg-type]
+        parallelize_module(block, self._mesh["tensor"], layers, src_data_rank=None)
 
     def shard(self, module: nn.Module) -> None:
         if self.num_copies * self.shard_size == 1:

@@ -1,5 +1,6 @@
 """Writes checkpoints in the background, while training goes on."""
 
+import contextlib
 import copy
 import os
 import shutil
@@ -64,7 +65,8 @@ class Saver:
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # on Linux: of this thread alone
             if first:
                 shutil.rmtree(beside, ignore_errors=True)
-                beside.mkdir(parents=True)
+                with contextlib.suppress(OSError):  # then every rank fails below, together
+                    beside.mkdir(parents=True)
             if self._group is not None:
                 dist.barrier(self._group)
             storage.save(beside, self._copies, plain, self._group)
@@ -77,7 +79,8 @@ class Saver:
             if first:
                 shutil.rmtree(beside, ignore_errors=True)
             free = shutil.disk_usage(next(parent for parent in folder.parents if parent.exists())).free / 2**20
+            said = (str(error) or repr(error)).splitlines()[0]
             self._error = OSError(
-                f"the checkpoint {folder} could not be written ({str(error).splitlines()[0]}; {free:,.0f} MiB free); the"
+                f"the checkpoint {folder} could not be written ({said}; {free:,.0f} MiB free); the"
                 " checkpoints before it are whole. Free some space and run the same command again"
             )

@@ -95,7 +95,7 @@ class RunState(Strategy):
         self._gradient_norm, self._bad = norm, bad
 
     def step_report(self) -> tuple[Tensor, Tensor]:
-        """Of the step just made, on the device: the norm of its gradient before clipping, and whether it was left out."""
+        """Of the last step, on the device: the norm of its gradient before clipping, and whether it was left out."""
         return self._gradient_norm, self._bad
 
     # -- the same for every strategy -------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ class RunState(Strategy):
 
     def state_tensors(self, parts: tuple[str, ...] = ("weights", "optimizer", "ema")) -> dict[str, Pieces]:
         """All tensors of the run's state that this rank holds, by name; `parts` chooses from them."""
-        found = {}
+        found: dict[str, Pieces] = {}
         if "weights" in parts:
             weights = self.pieces(list(self.masters())) | self._fixed()
             found |= {f"weights/{name}": pieces for name, pieces in weights.items()}

@@ -1,4 +1,4 @@
-"""How a run is spread over devices: not at all, or with the whole model on each (fsdp.py and zero.py divide the model)."""
+"""How a run is spread over devices: not at all, or the whole model on each (fsdp.py and zero.py divide the model)."""
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -31,4 +31,3 @@ class DDP(RunState, DDPStrategy):
     def setup_environment(self) -> None:
         group.join()
         super().setup_environment()
-

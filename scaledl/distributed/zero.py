@@ -1,6 +1,5 @@
 """DeepSpeed's ZeRO: optimiser states (1), gradients (2) and parameters (3) in shards (Rajbhandari et al. 2020)."""
 
-import importlib.util
 import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -26,7 +25,7 @@ class DeepSpeed(RunState, DeepSpeedStrategy):
         persistence_threshold: at stage 3, parameters of fewer elements stay whole on every rank.
 
     Raises:
-        ValueError: the stage is none of these, or DeepSpeed is not installed.
+        ValueError: the stage is none of these.
     """
 
     cannot = {
@@ -37,8 +36,6 @@ class DeepSpeed(RunState, DeepSpeedStrategy):
     def __init__(self, stage: int = 2, offload: bool = False, persistence_threshold: int = 100_000) -> None:
         if stage not in (1, 2, 3):
             raise ValueError(f"strategy.stage={stage}: ZeRO has the stages 1, 2 and 3; for none take strategy=ddp")
-        if importlib.util.find_spec("deepspeed") is None:
-            raise ValueError("strategy=deepspeed_* needs the package deepspeed: pip install 'scaledl[deepspeed]'")
         import deepspeed
 
         # On the host DeepSpeed would compile an operator of its own for about a minute; gloo needs none.
@@ -129,7 +126,7 @@ class DeepSpeed(RunState, DeepSpeedStrategy):
         return found
 
     def _held(self) -> list[list[tuple[str, torch.Size, int, tuple[int, int]]]]:
-        """For each master: (parameter, its size, where in it this rank's range starts, (begin, count) in the master)."""
+        """For each master: (parameter, size, where in it this rank's range starts, (begin, count) in the master)."""
         zero, names, found = self._zero, names_of(self._task), []
         for index, group_ in enumerate(zero.fp16_groups if self.stage == 3 else zero.bit16_groups):
             held = []

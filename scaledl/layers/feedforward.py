@@ -67,6 +67,8 @@ class FeedForward(nn.Module):
             ValueError: if `size` does not divide it.
         """
         if self.up.out_features % size:
-            raise ValueError(f"{size} tensor-parallel ranks cannot share hidden_dim={self.up.out_features}: choose a divisor")
+            raise ValueError(
+                f"{size} tensor-parallel ranks cannot share hidden_dim={self.up.out_features}: choose a divisor"
+            )
         gate = {} if self.gate is None else {"gate": "colwise"}
         return {"up": "colwise", **gate, "down": "rowwise"}

@@ -6,6 +6,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from scaledl.layers.attention import Attention, LayerCache
+from scaledl.layers.feedforward import FeedForward
 from scaledl.layers.norm import NormName, make_norm
 
 
@@ -59,7 +60,7 @@ class TransformerBlock(nn.Module):
         return self._residual(x, self.feedforward_norm, self.feedforward)
 
     def tensor_parallel_plan(self, size: int) -> dict[str, str]:
-        """How `size` ranks share the block: whole heads, and slices of the hidden layer (Shoeybi et al. 2019, section 3).
+        """How `size` ranks share the block: whole heads, slices of the hidden layer (Shoeybi et al. 2019, section 3).
 
         Raises:
             ValueError: if `size` does not divide the heads or the hidden layer.
@@ -75,10 +76,10 @@ class TransformerBlock(nn.Module):
                 plan[f"{name}.out"] = "rowwise"
                 if attention.q_norm is not None:  # one gain for all heads, each rank seeing its own heads
                     plan |= {f"{name}.q_norm": "sharded_input", f"{name}.k_norm": "sharded_input"}
-        if not hasattr(self.feedforward, "tensor_parallel_plan"):
-            raise ValueError(f"{type(self.feedforward).__name__} has no tensor-parallel plan")
-        plan |= {f"feedforward.{layer}": style for layer, style in self.feedforward.tensor_parallel_plan(size).items()}
-        return plan
+        if not isinstance(self.feedforward, FeedForward):
+            raise ValueError(f"{type(self.feedforward).__name__} has no tensor-parallel plan; take FeedForward")
+        hidden = self.feedforward.tensor_parallel_plan(size)
+        return plan | {f"feedforward.{layer}": style for layer, style in hidden.items()}
 
     def _residual(self, x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
         return x + branch(norm(x)) if self.pre_norm else norm(x + branch(x))

@@ -21,13 +21,14 @@ def start_table(
     epochs = steps * data.global_batch_size / sizes["train"]
     ranks = f"{data.world_size} rank{'s' * (data.world_size > 1)}"
     batch = f"{data.global_batch_size} = {data.micro_batch_size} x {ranks} x {data.accumulation} accumulated"
+    strategy = trainer.strategy.strategy_name  # type: ignore[attr-defined]
     rows = {
         "experiment": config.experiment,
         "model": f"{model}, {num_parameters:,} parameters",
         "data": f"{data.describe()}; " + ", ".join(f"{count:,} {name}" for name, count in sizes.items()),
         "batch": batch,
         "length": f"{steps:,} steps, {epochs:.3g} epochs",
-        "device": f"{trainer.world_size} x {trainer.strategy.root_device}, {config.precision}",
+        "devices": f"{trainer.world_size} x {trainer.strategy.root_device.type}, {strategy}, {config.precision}",
         "run directory": config.run_dir,
     }
     if resumed:

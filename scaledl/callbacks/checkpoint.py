@@ -31,7 +31,7 @@ class Checkpoint(pl.Callback):
         self.every_n_steps, self.keep_last, self.monitor, self.mode = every_n_steps, keep_last, monitor, mode
         self.run_dir = Path()
         self.best: dict[str, Any] | None = None
-        self._due, self._saved_step = False, -1
+        self._due, self._saved_step, self._prepared = False, -1, False
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Count micro-batches as this run makes them: it may accumulate more or fewer than the one that saved."""
@@ -49,6 +49,9 @@ class Checkpoint(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
+        if not self._prepared:  # the optimiser has its state now
+            self._prepared = True
+            trainer.strategy.saver.prepare(trainer.strategy.state_tensors())  # type: ignore[attr-defined]
         if trainer.global_step >= trainer.max_steps:
             trainer.should_stop = True  # which makes Lightning validate the last step, whatever the interval
         self._due |= trainer.global_step % self.every_n_steps == 0

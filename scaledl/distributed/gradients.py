@@ -19,9 +19,14 @@ def global_norm(gradients: list[Tensor]) -> Tensor:
         sharded = isinstance(gradient, DTensor)
         layout = (gradient.device_mesh, tuple(gradient.placements)) if sharded else (None, ())  # type: ignore[attr-defined]
         layouts.setdefault(layout, []).append(local(gradient))
+    norms = {
+        layout: torch.linalg.vector_norm(torch.stack(torch._foreach_norm(p)).float()) for layout, p in layouts.items()
+    }
+    if list(norms) == [(None, ())]:
+        return norms[None, ()]
     total = torch.zeros((), device=local(gradients[0]).device)
-    for (mesh, placements), parts in layouts.items():
-        square = torch.stack(torch._foreach_norm(parts)).float().square().sum()
+    for (mesh, placements), norm in norms.items():
+        square = norm.square()
         for axis, placement in enumerate(placements):
             if not placement.is_replicate():  # there are shards of several classes
                 dist.all_reduce(square, group=mesh.get_group(axis))

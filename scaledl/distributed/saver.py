@@ -4,6 +4,7 @@ import contextlib
 import copy
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,21 @@ class Saver:
         self._thread = threading.Thread(target=self._write, args=work, daemon=True, name="checkpoint")
         self._thread.start()
 
+    def prepare(self, tensors: dict[str, Pieces]) -> None:
+        """Allocate the memory for copies in the background, before the first save: fresh memory is slow to write."""
+
+        def allocate() -> None:
+            _give_way()
+            self._copies = {name: pieces.staged() for name, pieces in tensors.items()}
+
+        self.wait()
+        self._thread = threading.Thread(target=allocate, daemon=True, name="checkpoint")
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self) -> None:
         """Until the save that is under way is done.
 
@@ -61,8 +77,7 @@ class Saver:
         beside = folder.with_name(f".{folder.name}.tmp")
         first = self._group is None or dist.get_rank() == 0
         try:
-            if hasattr(os, "setpriority"):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # on Linux: of this thread alone
+            _give_way()
             if first:
                 shutil.rmtree(beside, ignore_errors=True)
                 with contextlib.suppress(OSError):  # then every rank fails below, together
@@ -84,3 +99,9 @@ class Saver:
                 f"the checkpoint {folder} could not be written ({said}; {free:,.0f} MiB free); the"
                 " checkpoints before it are whole. Free some space and run the same command again"
             )
+
+
+def _give_way() -> None:
+    """Let every other thread go first."""
+    if sys.platform == "linux":  # where a priority is a thread's own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)

@@ -186,8 +186,8 @@ def check_served(task: Task, strategy: RunState) -> None:
     idle = torch.cuda.device_count() - group.ranks_per_node()
     if idle > 0 and group.rank() == 0:
         warnings.warn(
-            f"{idle} of this machine's GPUs are not used; torchrun --nproc-per-node {torch.cuda.device_count()} -m scaledl "
-            "train ... strategy=ddp (or fsdp, deepspeed_2) uses all",
+            f"{idle} of this machine's GPUs are not used; torchrun --nproc-per-node {torch.cuda.device_count()} -m "
+            "scaledl train ... strategy=ddp (or fsdp, deepspeed_2) uses all",
             stacklevel=2,
         )
     batch_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

@@ -5,15 +5,13 @@
   .venv/bin/python scripts/parity.py --experiments mlp/circles cnn/digits --strategies ddp fsdp --steps 50
   .venv/bin/python scripts/parity.py --families llm --override data.micro_batch_size=3 --markdown parity.md
 
-An experiment runs as it is for its first steps, once with strategy=single and once for each cell of the table, from one
-seed and with one global batch. Only dropout, whose noise depends on the rank, is set to 0. A cell is the largest relative
-difference of train/loss over the steps (of train/grad_norm, for information), or "no" and why the run was refused before
-it started. Exits with 1 if a difference is above the tolerance, or a run ends early.
+Each experiment runs its first steps, once with strategy=single and once for each row of the table, from one seed and
+with one global batch. Only dropout, whose noise depends on the rank, is set to 0. A cell is the largest relative
+difference of train/loss over the steps (and of train/grad_norm), or "no" and why the run was refused before it started.
+Exits with 1 if a difference of the loss is above the tolerance, or a run ends early.
 """
 
 import argparse
-import functools
-import math
 import os
 import re
 import subprocess
@@ -37,11 +35,8 @@ from scaledl.loggers import jsonl
 from scaledl.train import composed, quiet
 
 ROOT = Path(__file__).parents[1]
-CHOSEN = {
-    "perceptron": "perceptron/digits"
-}  # for a family, where its first cannot be shared: blobs' batch is one point
+CHOSEN = {"perceptron": "perceptron/digits"}  # instead of a family's first; a batch of perceptron/blobs is one point
 TIMEOUT = 1800  # seconds of one run
-VAL_BATCHES = 4  # of all ranks together, so that all evaluate the same samples
 
 
 @dataclass(frozen=True)
@@ -50,11 +45,6 @@ class Layout:
 
     ranks: int
     words: tuple[str, ...]
-    tensor_ranks: int = 1
-
-    @property
-    def data_ranks(self) -> int:
-        return self.ranks // self.tensor_ranks
 
 
 SINGLE = Layout(1, ("strategy=single",))
@@ -66,8 +56,8 @@ LAYOUTS = {
     "deepspeed_2": Layout(2, ("strategy=deepspeed_2",)),
     "deepspeed_3": Layout(2, ("strategy=deepspeed_3", "strategy.persistence_threshold=0")),
     "deepspeed_3_offload": Layout(2, ("strategy=deepspeed_3_offload", "strategy.persistence_threshold=0")),
-    "tp": Layout(2, ("strategy=tp",), tensor_ranks=2),
-    "fsdp+tp": Layout(4, ("strategy=tp",), tensor_ranks=2),
+    "tp": Layout(2, ("strategy=tp",)),
+    "fsdp+tp": Layout(4, ("strategy=tp",)),
 }
 REFUSALS = (  # what no run of this layout can do, said before it starts; any other error is a failure
     r"\w+ has no tensor-parallel plan",
@@ -105,7 +95,7 @@ def log_of(words: list[str], layout: Layout, run_dir: Path, env: dict[str, str])
     """
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={layout.ranks}"]
     command = [sys.executable, *(torchrun if layout.ranks > 1 else []), "-m", "scaledl", "train", *words, *layout.words]
-    command += [f"trainer.limit_val_batches={max(1, VAL_BATCHES // layout.data_ranks)}", f"run_dir={run_dir}"]
+    command += ["trainer.limit_val_batches=4", f"run_dir={run_dir}"]
     code, errors = _run(command, env)
     log = jsonl.read(run_dir / "metrics.jsonl")
     if code == 0:
@@ -178,18 +168,34 @@ class Cell:
     text: str
     more: str = ""
     failed: bool = False
+    seconds: float = 0.0
 
 
-def compare(reference: list[dict[str, Any]], words: list[str], layout: Layout, folder: Path, tolerance: float) -> Cell:
+def cells_of(
+    experiment: str, words: list[str], layouts: dict[str, Layout], folder: Path, tolerance: float, jobs: int
+) -> Iterator[tuple[str, Cell]]:
+    """A cell for each layout, in their order."""
     try:
-        log = log_of(words, layout, folder, environment())
-        loss, norm = (gap(reference, log, name) for name in ("train/loss", "train/grad_norm"))
-    except RefusedError as error:
-        return Cell(f"no: {error}")
+        reference = log_of(words, SINGLE, folder / experiment / "single", environment())
     except FailedError as error:
-        return Cell("FAILED", str(error), failed=True)
-    failed = not loss.value <= tolerance
-    return Cell(f"{'FAILED ' * failed}{loss} ({norm})", f"largest at step {loss.step} ({norm.step})", failed)
+        yield from ((label, Cell("FAILED", f"strategy=single: {error}", failed=True)) for label in layouts)
+        return
+
+    def cell(label: str) -> Cell:
+        began = time.monotonic()
+        try:
+            log = log_of(words, layouts[label], folder / experiment / label, environment())
+            loss, norm = (gap(reference, log, name) for name in ("train/loss", "train/grad_norm"))
+        except RefusedError as error:
+            return Cell(f"no: {error}", seconds=time.monotonic() - began)
+        except FailedError as error:
+            return Cell("FAILED", str(error), True, time.monotonic() - began)
+        failed = not loss.value <= tolerance
+        where = f"largest at step {loss.step} ({norm.step})"
+        return Cell(f"{'FAILED ' * failed}{loss} ({norm})", where, failed, time.monotonic() - began)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        yield from zip(layouts, pool.map(cell, layouts), strict=True)
 
 
 def chosen_experiments(families: list[str], experiments: list[str]) -> list[str]:
@@ -218,56 +224,32 @@ def main() -> None:
     arguments = parser.parse_args()
     quiet()
     experiments = chosen_experiments(arguments.families, arguments.experiments)
-    columns = {f"{name} x{LAYOUTS[name].ranks}": LAYOUTS[name] for name in arguments.strategies}
-    total, console, began = len(experiments) * len(columns), Console(soft_wrap=True, highlight=False), time.monotonic()
-    rows: dict[str, dict[str, Cell]] = {}
-    notes: list[str] = []
-
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.jobs) as pool:
-
-        def one(
-            column: str, experiment: str, words: list[str], reference: list[dict[str, Any]]
-        ) -> tuple[str, Cell, float]:
-            started = time.monotonic()
-            cell = compare(reference, words, columns[column], Path(folder, experiment, column), arguments.tolerance)
-            return column, cell, time.monotonic() - started
-
+    layouts = {f"{name} x{LAYOUTS[name].ranks}": LAYOUTS[name] for name in arguments.strategies}
+    console, began = Console(soft_wrap=True, highlight=False), time.monotonic()
+    cells: dict[tuple[str, str], Cell] = {}
+    total, notes = len(experiments) * len(layouts), []
+    with tempfile.TemporaryDirectory() as folder:
         for experiment in experiments:
             words, changed = first_steps(experiment, arguments.steps, arguments.override)
             notes += changed
-            try:
-                reference = log_of(words, SINGLE, Path(folder, experiment, "single"), environment())
-            except FailedError as error:
-                sys.exit(f"parity: {experiment} with strategy=single: {error}")
-            rows[experiment] = {}
-            ask = functools.partial(one, experiment=experiment, words=words, reference=reference)
-            for column, cell, seconds in pool.map(ask, columns):
-                rows[experiment][column] = cell
-                done = sum(map(len, rows.values()))
-                console.print(
-                    f"cell {done} of {total}: {experiment}, {column}: {cell.text} {cell.more}, {seconds:.0f} s"
-                )
+            found = cells_of(experiment, words, layouts, Path(folder), arguments.tolerance, arguments.jobs)
+            for label, cell in found:
+                cells[experiment, label] = cell
+                where = f"cell {len(cells)} of {total}: {experiment}, {label}"
+                console.print(f"{where}: {cell.text} {cell.more} [{cell.seconds:.0f} s]", markup=False)
 
-    minutes = (time.monotonic() - began) / 60
-    title = (
-        f"Largest relative difference of train/loss (of train/grad_norm) over {arguments.steps} steps, from one process"
-    )
-    notes.append(f"{total} cells in {minutes:.1f} min; tolerance {arguments.tolerance:g}")
-    table = Table(title=title, title_justify="left")
-    for name in ("strategy", *rows):
-        table.add_column(name, overflow="fold")
-    for column in columns:
-        table.add_row(column, *(row[column].text for row in rows.values()))
-    console.print(table, *notes, sep="\n")
+    title = f"{arguments.steps} steps: largest relative difference of train/loss (of train/grad_norm) from one process"
+    notes.append(f"{total} cells in {(time.monotonic() - began) / 60:.1f} min; tolerance {arguments.tolerance:g}")
+    table = [[label, *(cells[experiment, label].text for experiment in experiments)] for label in layouts]
+    drawn = Table("strategy", *experiments, title=title, title_justify="left")
+    for row in table:
+        drawn.add_row(*row)
+    console.print(drawn, *notes, sep="\n")
     if arguments.markdown:
-        arguments.markdown.write_text(as_markdown(title, list(columns), rows, notes), encoding="utf-8")
-    sys.exit(any(cell.failed for row in rows.values() for cell in row.values()))
-
-
-def as_markdown(title: str, columns: list[str], rows: dict[str, dict[str, Cell]], notes: list[str]) -> str:
-    lines = [f"{title}.", "", f"| strategy | {' | '.join(rows)} |", f"| --- |{' --- |' * len(rows)}"]
-    lines += [f"| {column} | {' | '.join(row[column].text for row in rows.values())} |" for column in columns]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes), ""])
+        lines = [["strategy", *experiments], ["---"] * (1 + len(experiments)), *table]
+        text = [title, "", *(f"| {' | '.join(line)} |" for line in lines), "", *(f"- {note}" for note in notes)]
+        arguments.markdown.write_text("\n".join([*text, ""]), encoding="utf-8")
+    sys.exit(any(cell.failed for cell in cells.values()))
 
 
 if __name__ == "__main__":

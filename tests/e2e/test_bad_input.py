@@ -72,18 +72,19 @@ def test_damaged_checkpoints_fall_back_and_say_so(scaledl, tmp_path: Path) -> No
     before = metrics_of(run_dir)
     checkpoints = sorted((run_dir / "checkpoints").glob("step_*"))
     assert len(checkpoints) >= 2
-    state = checkpoints[-1] / "state.pt"
-    state.write_bytes(state.read_bytes()[:-100])  # truncated
+    weights = checkpoints[-1] / "rank_00000.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])  # truncated
 
     done = scaledl("train", *SHORT, "checkpoint.every_n_steps=2", "run_id=a")
     assert "is damaged" in done.stderr
     assert f"step {int(checkpoints[-2].name[5:])}" in done.stdout
     assert metrics_of(run_dir) == before
 
-    for checkpoint in (run_dir / "checkpoints").glob("step_*"):
-        damaged = bytearray((checkpoint / "state.pt").read_bytes())
+    for number, checkpoint in enumerate((run_dir / "checkpoints").glob("step_*")):
+        file = checkpoint / ("state.pt", "rank_00000.safetensors")[number % 2]
+        damaged = bytearray(file.read_bytes())
         damaged[len(damaged) // 2] ^= 1  # one bit
-        (checkpoint / "state.pt").write_bytes(damaged)
+        file.write_bytes(damaged)
     done = scaledl("train", *SHORT, "run_id=a", code=1)
     assert "no whole checkpoint is left" in done.stderr
     assert metrics_of(run_dir) == before
@@ -99,8 +100,8 @@ def test_a_run_without_a_checkpoint_yet(scaledl, tmp_path: Path) -> None:
 def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(scaledl, tmp_path: Path) -> None:
     scaledl("train", *SHORT, "run_id=a", "trainer.max_steps=3")
     run_dir = tmp_path / FOLDER / "a"
-    state = run_dir / "checkpoints" / "step_00000003" / "state.pt"
-    content, limit = state.read_bytes(), state.stat().st_size // 2
+    weights = run_dir / "checkpoints" / "step_00000003" / "rank_00000.safetensors"
+    content, limit = weights.read_bytes(), weights.stat().st_size // 2
 
     def full_disk() -> None:  # a file-size limit fails a write in the middle, as a full disk does
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -108,7 +109,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(scaledl, tmp_p
     done = scaledl("train", *SHORT, "run_id=a", code=1, preexec_fn=full_disk)
     assert "could not be written" in done.stderr
     assert "MiB free" in done.stderr
-    assert state.read_bytes() == content
+    assert weights.read_bytes() == content
     assert [path.name for path in (run_dir / "checkpoints").iterdir() if path.name.startswith((".", "step"))] == [
         "step_00000003"
     ]

@@ -84,7 +84,9 @@ def test_the_trainer_counts_validation_in_optimiser_steps_and_everyone_knows_the
 ) -> None:
     batches = ["data.global_batch_size=32", "data.micro_batch_size=8", "trainer.val_check_interval=5"]
     config = composed([*words, *batches], [CONF], [])
-    trainer = build.trainer(config, tmp_path, build.data(config))
+    strategy = build.strategy(config)
+    trainer = build.trainer(config, tmp_path, build.data(config), strategy)
+    assert trainer.strategy is strategy
     assert trainer.val_check_interval == 20
     assert trainer.accumulate_grad_batches == 4
     assert trainer.max_epochs == -1

@@ -7,11 +7,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
-import torch
 
 from scaledl import checkpoint
 from scaledl.callbacks.checkpoint import Checkpoint
 from scaledl.data.points import Points
+from scaledl.distributed import storage
 
 Fit = Callable[..., pl.Trainer]
 
@@ -21,7 +21,7 @@ def steps_in(run_dir: Path) -> list[int]:
 
 
 def state_of(run_dir: Path, step: int) -> dict[str, Any]:
-    return torch.load(checkpoint.folder_of(run_dir, step) / checkpoint.STATE, weights_only=True)
+    return storage.load_plain(checkpoint.folder_of(run_dir, step))
 
 
 class Saves(pl.Callback):
@@ -44,7 +44,7 @@ def test_it_saves_every_so_many_optimiser_steps_and_at_the_end(fit: Fit, tmp_pat
         state = state_of(tmp_path, step)
         assert state["global_step"] == step
         assert state["Points"]["samples_seen"] == step * 4 * accumulation
-        assert checkpoint.problem_of(checkpoint.folder_of(tmp_path, step)) is None
+        assert storage.problem_of(checkpoint.folder_of(tmp_path, step)) is None
 
 
 def test_the_newest_stay_and_the_best_one_with_them(fit: Fit, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_the_issue_s_example_names_both_problems_with_a_suggestion() -> None:
         ([CIRCLES, "seed"], "not in the form key=value"),
         ([CIRCLES, "hydra.run.dir=x"], "a run writes to run_dir"),
         ([CIRCLES, "callbacks.extra.x=1"], "callbacks.extra"),
-        ([CIRCLES, "data.micro_batch_size=7"], "data.micro_batch_size="),
+        ([CIRCLES, "data.global_batch_size=61", "data.micro_batch_size=7"], "data.micro_batch_size=61 would"),
         ([CIRCLES, "trainer.max_steps=-1", "trainer.max_epochs=-1"], "no end to the training"),
         ([CIRCLES, "task.model=3"], "leave it out"),
         ([CIRCLES, "trainer.max_epochs=3"], "both end the training"),

@@ -62,10 +62,31 @@ def test_each_sample_comes_once_an_epoch():
         assert sorted(epoch) == list(range(50))
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def evaluated(num_samples, world_size, limit=None):
+    """(batches that count, in the order of one rank; all ranks' lists of batches)."""
+    ranks = [EvalBatches(num_samples, 4, rank=rank, world_size=world_size, limit=limit) for rank in range(world_size)]
+    batches = [[batch.tolist() for batch in of_rank] for of_rank in ranks]
+    counted = [
+        batches[rank][index]
+        for index in range(len(ranks[0]))
+        for rank in range(world_size)
+        if not ranks[rank].repeats(index)
+    ]
+    return counted, batches
+
+
+@pytest.mark.parametrize("limit", [None, 1, 3, 100])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("num_samples", [1, 7, 16, 50])
-def test_evaluation_covers_each_sample_once(num_samples, world_size):
-    ranks = [EvalBatches(num_samples, 4, rank=rank, world_size=world_size) for rank in range(world_size)]
-    seen = [index for batches in ranks for batch in batches for index in batch]
-    assert sorted(seen) == list(range(num_samples))
-    assert all(len(list(batches)) == len(batches) for batches in ranks)
+def test_evaluation_counts_each_sample_once_in_the_same_batches_on_any_number_of_ranks(num_samples, world_size, limit):
+    counted, batches = evaluated(num_samples, world_size, limit)
+    in_order = [list(range(first, min(first + 4, num_samples))) for first in range(0, num_samples, 4)]
+    assert counted == in_order[:limit]
+    assert len({len(of_rank) for of_rank in batches}) == 1  # or a sharded model would wait for ever
+    assert all(batch for of_rank in batches for batch in of_rank)
+
+
+def test_a_rank_without_a_batch_takes_the_first_one_again():
+    batches = EvalBatches(9, 4, rank=1, world_size=2)
+    assert [batches.repeats(index) for index in range(len(batches))] == [False, True]
+    assert batches.positions(1).tolist() == [0, 1, 2, 3]

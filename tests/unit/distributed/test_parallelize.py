@@ -4,9 +4,13 @@ import shutil
 
 import pytest
 import torch
+from omegaconf import open_dict
 from torch import nn
 
-from scaledl.distributed.parallelize import ModelBuilder
+from scaledl import build as builds
+from scaledl.config.compose import compose
+from scaledl.config.folders import CONF, options
+from scaledl.distributed.parallelize import ModelBuilder, blocks_of, initialize
 from scaledl.models.gpt import GPT
 
 
@@ -70,3 +74,103 @@ def test_compile_changes_no_number_and_no_name() -> None:
     torch.testing.assert_close(loss, other_loss, rtol=1e-5, atol=1e-6)
     for name in gradients:
         torch.testing.assert_close(gradients[name], other_gradients[name], rtol=1e-4, atol=1e-6)
+
+
+FACTS = {"vocab_size": 11, "seq_len": 8, "in_dim": 4, "num_classes": 3, "in_channels": 1, "image_size": 28}
+SMALL = {"vocab_size": 11, "max_seq_len": 8, "dim": 16, "depth": 2, "num_heads": 2, "num_kv_heads": 1, "hidden_dim": 24}
+
+
+def recipe(name: str) -> ModelBuilder:
+    """Of a model of conf/, each of its kind of layers as they are, but small."""
+    config, problems = compose(["experiment=mlp/circles", f"model={name}"], [CONF])
+    assert not problems
+    with open_dict(config):
+        config.data.update(FACTS)
+        config.model.update({key: value for key, value in SMALL.items() if config.model.get(key) is not None})
+        if config.model.get("head_dim"):
+            config.model.head_dim = 8
+    return builds.model(config)
+
+
+def whole(builder: ModelBuilder) -> nn.Module:
+    """The model when nothing is done block by block."""
+    model = builder.on_meta().to_empty(device="cpu")
+    initialize(model, builder.seed)
+    return model
+
+
+def assert_same(first: nn.Module, second: nn.Module) -> None:
+    for kind in ("named_parameters", "named_buffers"):
+        one, other = dict(getattr(first, kind)()), dict(getattr(second, kind)())
+        assert list(one) == list(other)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("name", options("model", [CONF]))
+def test_a_model_made_block_by_block_is_the_one_that_is_made_as_a_whole(name: str) -> None:
+    builder = recipe(name)
+    model = builder()
+    assert_same(model, whole(builder))
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    assert all(matrix.std() > 0 for matrix in matrices) or "erceptron" in type(model).__name__
+
+
+class Leaf(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+
+
+class Branch(nn.Module):
+    """A block that holds a block, and a layer whose weights it sets itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leaf, self.norm = Leaf(), nn.LayerNorm(3)
+        self.register_buffer("seen", torch.zeros(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.norm.weight)
+        nn.init.ones_(self.seen)
+
+
+class Tree(nn.Module):
+    block_types = (Branch, Leaf)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branches, self.alone = nn.Linear(2, 3), nn.ModuleList([Branch(), Branch()]), Leaf()
+
+
+def test_a_block_inside_a_block_is_part_of_it() -> None:
+    builder = ModelBuilder(Tree, seed=4)
+    split, shared = [], []
+    model = builder(split=split.append, shard=shared.append)
+    blocks = [*model.branches, model.alone]
+    assert blocks_of(model) == blocks == split
+    assert shared == [*blocks, model]
+    assert_same(model, whole(builder))
+
+
+def test_a_block_is_alive_when_it_is_divided_and_the_ones_after_it_are_not() -> None:
+    states = []
+    tree: list[nn.Module] = []
+
+    def make() -> nn.Module:
+        tree.append(Tree())
+        return tree[-1]
+
+    def shard(module: nn.Module) -> None:
+        assert not any(parameter.is_meta for parameter in module.parameters())
+        states.append([block.weight.is_meta for block in (tree[-1].stem, tree[-1].alone)])
+
+    ModelBuilder(make)(shard=shard)
+    assert states == [[True, True], [True, True], [True, False], [False, False]]
+
+
+def test_a_block_is_divided_before_and_shared_after_what_is_wrapped_around_it() -> None:
+    split, shared = [], []
+    ModelBuilder(Tree, activation_checkpointing="full")(split=split.append, shard=shared.append)
+    assert [type(module).__name__ for module in split] == ["Branch", "Branch", "Leaf"]
+    assert [type(module).__name__ for module in shared] == ["CheckpointWrapper"] * 3 + ["Tree"]

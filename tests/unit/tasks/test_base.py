@@ -106,7 +106,7 @@ def test_the_weight_of_a_batch_is_the_task_s_own_and_summarize_has_the_last_word
 def test_micro_batches_make_the_step_and_the_metrics_of_the_whole_batch() -> None:
     whole = fit(classification(), Points(12, 12), max_steps=3, gradient_clip_val=0.1)
     split = fit(classification(), Points(12, 3), max_steps=3, gradient_clip_val=0.1)
-    assert set(whole.step_metrics) == {"loss", "acc", "grad_norm"}
+    assert set(whole.step_metrics) == {"loss", "acc", "grad_norm", "skipped"}
     torch.testing.assert_close(split.step_metrics, whole.step_metrics, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(split.model.state_dict(), whole.model.state_dict(), rtol=1e-5, atol=1e-6)
     assert not any(value.requires_grad for value in split.step_metrics.values())
@@ -127,8 +127,49 @@ def test_clipping_reports_the_norm_before_it_and_bounds_the_step() -> None:
     assert moved.norm().item() == pytest.approx(0.01, rel=1e-3)
 
 
-def test_without_clipping_there_is_no_norm() -> None:
-    assert "grad_norm" not in fit(classification(), Points(12, 12)).step_metrics
+def test_without_clipping_the_norm_is_reported_and_the_step_is_whole() -> None:
+    clipped = fit(classification(), Points(12, 12), gradient_clip_val=1e9)
+    free = fit(classification(), Points(12, 12))
+    assert free.step_metrics == clipped.step_metrics
+    assert free.step_metrics["grad_norm"] > 0
+    torch.testing.assert_close(free.model.state_dict(), clipped.model.state_dict())
+
+
+class Poisoned(Classification):
+    """Its loss is not finite in the training batches that `poison` names."""
+
+    poison: tuple[int, ...] = ()
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        self.factor = float("nan") if batch_idx in self.poison else 1.0
+
+    def objective(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        metrics = super().objective(batch)
+        return {**metrics, "loss": metrics["loss"] * self.factor}
+
+
+@pytest.mark.parametrize(
+    "optimizer", [partial(torch.optim.AdamW, lr=0.1), partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=False)]
+)
+@pytest.mark.parametrize("bad", [0, 4, 8])  # of three micro-batches a step: one of the first, second and third step
+def test_one_bad_micro_batch_leaves_its_step_out_and_no_other(optimizer: Any, bad: int) -> None:
+    def trained(poison: tuple[int, ...], max_steps: int) -> Poisoned:
+        task = Poisoned(ModelBuilder(partial(MLP, 3, [8], 4)), optimizer, 4)
+        task.poison = poison
+        return fit(task, Points(12, 4), max_steps=max_steps, gradient_clip_val=1.0)
+
+    step = bad // 3
+    left_out = trained((bad,), step + 1)
+    assert left_out.step_metrics["skipped"] == 1
+    before = trained((), step).model if step else ModelBuilder(partial(MLP, 3, [8], 4))()
+    torch.testing.assert_close(left_out.model.state_dict(), before.state_dict(), rtol=0, atol=0)
+    after = trained((bad,), step + 2)
+    assert after.step_metrics["skipped"] == 0
+    assert all(
+        a.isfinite().all() and not torch.equal(a, b)
+        for a, b in zip(after.model.parameters(), before.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(

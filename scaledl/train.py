@@ -199,6 +199,7 @@ def quiet() -> None:
         ".*Checkpoint directory.*",
         ".*`IterableDataset` has `__len__`.*",
         ".*isinstance.treespec, LeafSpec.*",
+        ".*It is recommended to use .self.log.*sync_dist.*",  # the evaluation's sums are reduced already
         ".*DeepSpeed handles gradient clipping internally.*",
         ".*is deprecated. Please use `torch.distributed.*",  # DeepSpeed's calls
     ):

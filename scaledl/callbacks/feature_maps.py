@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from scaledl.callbacks.predictions import logits_of, save, show_image
 from scaledl.tasks.base import Task
@@ -48,8 +47,7 @@ class FeatureMaps(pl.Callback):
         handle = convolution.register_forward_hook(lambda module, inputs, output: maps.append(output.float().cpu()))
         logits_of(trainer, pl_module, x)
         handle.remove()
-        weight = convolution.weight.detach()
-        weight = (weight.full_tensor() if isinstance(weight, DTensor) else weight).float().cpu()
+        weight = trainer.strategy.whole(convolution.weight).float().cpu()  # type: ignore[attr-defined]
         if trainer.is_global_zero:
             save(_figure(weight[: self.num_filters], x, torch.cat(maps)), self.run_dir, "feature_maps.png")
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from scaledl.distributed import gradients, storage
@@ -57,6 +58,11 @@ class RunState(Strategy):
         """Where tensors that are laid out as the masters lie, by the parameter's name. None: nothing there."""
         found = zip(self.names(), tensors, strict=True)
         return {name: Pieces.of(tensor) for (name,), tensor in found if tensor is not None}
+
+    def whole(self, parameter: Tensor) -> Tensor:
+        """All of a parameter, on every rank; all ranks ask together."""
+        parameter = parameter.detach()
+        return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
     def refresh(self) -> None:
         """Bring what forward passes read up to date after the masters were changed from outside."""

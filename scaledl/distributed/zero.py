@@ -148,6 +148,14 @@ class DeepSpeed(RunState, DeepSpeedStrategy):
             assert index < len(self.masters())
         return found
 
+    def whole(self, parameter: Tensor) -> Tensor:
+        if self.stage != 3:
+            return parameter.detach()
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(parameter):
+            return parameter.detach().clone()
+
     def refresh(self) -> None:
         zero = self._zero
         if self.stage != 3:

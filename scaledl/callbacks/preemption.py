@@ -27,6 +27,7 @@ class Preemption(pl.Callback):
     def __init__(self) -> None:
         self._received: int | None = None
         self._previous: dict[int, Any] = {}
+        self._asked: tuple[torch.Tensor, dist.Work] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not earlier: Lightning sets a SIGTERM handler of its own before, which would raise in the middle of a step.
@@ -47,14 +48,24 @@ class Preemption(pl.Callback):
         self._restore()
 
     def _stop_if_asked(self, trainer: pl.Trainer) -> None:
-        received = torch.tensor(self._received or 0)
-        if dist.is_initialized():
-            dist.all_reduce(received, dist.ReduceOp.MAX)  # of the host: a rank may hear of it a step before the others
+        received = self._heard_by_any_rank()
         if received:
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, Checkpoint):
                     callback.save(trainer, wait=True)
-            raise Preempted(int(received))
+            raise Preempted(received)
+
+    def _heard_by_any_rank(self) -> int:
+        """The signal, or 0. Ranks ask each other at every step and read the answer a step later, so that none waits."""
+        if not dist.is_initialized():
+            return self._received or 0
+        asked_before = self._asked
+        answer = torch.tensor(self._received or 0)
+        self._asked = answer, dist.all_reduce(answer, dist.ReduceOp.MAX, async_op=True)
+        if asked_before is None:
+            return 0
+        asked_before[1].wait()
+        return int(asked_before[0])
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._received == signal.SIGINT == number:

@@ -14,12 +14,12 @@ Exits with 1 if a difference of the loss is above the tolerance, or a run ends e
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,8 +112,11 @@ def _run(command: list[str], env: dict[str, str]) -> tuple[int, str]:
         try:
             errors = process.communicate(timeout=TIMEOUT)[1]
         except subprocess.TimeoutExpired:
-            process.terminate()  # torchrun ends its ranks
+            process.terminate()
             errors = f"{process.communicate()[1]}\nended after {TIMEOUT} s"
+        except BaseException:
+            process.terminate()  # torchrun ends its ranks
+            raise
     return process.returncode, errors
 
 
@@ -172,7 +175,7 @@ class Cell:
 
 
 def cells_of(
-    experiment: str, words: list[str], layouts: dict[str, Layout], folder: Path, tolerance: float, jobs: int
+    experiment: str, words: list[str], layouts: dict[str, Layout], folder: Path, tolerance: float
 ) -> Iterator[tuple[str, Cell]]:
     """A cell for each layout, in their order."""
     try:
@@ -189,13 +192,13 @@ def cells_of(
         except RefusedError as error:
             return Cell(f"no: {error}", seconds=time.monotonic() - began)
         except FailedError as error:
-            return Cell("FAILED", str(error), True, time.monotonic() - began)
+            return Cell("FAILED", f"{error}\n", True, time.monotonic() - began)
         failed = not loss.value <= tolerance
         where = f"largest at step {loss.step} ({norm.step})"
         return Cell(f"{'FAILED ' * failed}{loss} ({norm})", where, failed, time.monotonic() - began)
 
-    with ThreadPoolExecutor(jobs) as pool:
-        yield from zip(layouts, pool.map(cell, layouts), strict=True)
+    for label in layouts:
+        yield label, cell(label)
 
 
 def chosen_experiments(families: list[str], experiments: list[str]) -> list[str]:
@@ -219,10 +222,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--tolerance", type=float, default=1e-5)
     parser.add_argument("--override", nargs="+", default=[], metavar="KEY=VALUE", help="of every experiment")
-    parser.add_argument("--jobs", type=int, default=1, help="cells that run at once")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, too")
     arguments = parser.parse_args()
     quiet()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that no rank is left behind
     experiments = chosen_experiments(arguments.families, arguments.experiments)
     layouts = {f"{name} x{LAYOUTS[name].ranks}": LAYOUTS[name] for name in arguments.strategies}
     console, began = Console(soft_wrap=True, highlight=False), time.monotonic()
@@ -232,7 +235,7 @@ def main() -> None:
         for experiment in experiments:
             words, changed = first_steps(experiment, arguments.steps, arguments.override)
             notes += changed
-            found = cells_of(experiment, words, layouts, Path(folder), arguments.tolerance, arguments.jobs)
+            found = cells_of(experiment, words, layouts, Path(folder), arguments.tolerance)
             for label, cell in found:
                 cells[experiment, label] = cell
                 where = f"cell {len(cells)} of {total}: {experiment}, {label}"

@@ -82,7 +82,7 @@ SMALL = {"vocab_size": 11, "max_seq_len": 8, "dim": 16, "depth": 2, "num_heads":
 
 def recipe(name: str) -> ModelBuilder:
     """Of a model of conf/, each of its kind of layers as they are, but small."""
-    config, problems = compose(["experiment=mlp/circles", f"model={name}"], [CONF])
+    config, problems = compose(["data=points", "task=classification", f"model={name}"], [CONF])
     assert not problems
     with open_dict(config):
         config.data.update(FACTS)

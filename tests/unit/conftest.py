@@ -1,0 +1,15 @@
+"""What unit tests share."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from scaledl.distributed import group
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    """A group of this process alone, so that there are meshes and DTensors."""
+    group.join()
+    yield
+    group.leave()

@@ -79,15 +79,15 @@ def main() -> None:
     while_saving = [seconds for seconds, saving in timed if saving]
     if not usual or not while_saving:
         sys.exit("bench_save: no step of both kinds; take more --steps, or a larger --every")
-    print(f"state: {state / 1e9:.2f} GB a checkpoint")
-    print(f"usual step:          median {statistics.median(usual):.3f} s of {len(usual)}")
+    middle, average = statistics.median(while_saving), statistics.mean(while_saving)
+    print(f"a checkpoint:       {state / 1e9:.2f} GB")
     print(
-        f"while a save is on:  median {statistics.median(while_saving):.3f} s, mean {statistics.mean(while_saving):.3f} s"
-        f" of {len(while_saving)}, longest {max(while_saving):.3f} s"
+        f"usual step:         median {statistics.median(usual):.3f} s, mean {statistics.mean(usual):.3f} s of {len(usual)}"
     )
+    print(f"while one is saved: median {middle:.3f} s, mean {average:.3f} s of {len(while_saving)}")
+    print(f"the longest:        {max(while_saving):.3f} s, and {max(usual):.3f} s of the usual ones")
     print(
-        f"ratio of medians {statistics.median(while_saving) / statistics.median(usual):.3f}, "
-        f"of means {statistics.mean(while_saving) / statistics.mean(usual):.3f}"
+        f"ratio:              {middle / statistics.median(usual):.3f}, of means {average / statistics.mean(usual):.3f}"
     )
 
 

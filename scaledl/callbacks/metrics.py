@@ -49,6 +49,12 @@ class Metrics(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Task) -> None:  # type: ignore[override]
         self.record(trainer, {n: v.item() for n, v in trainer.callback_metrics.items() if n.startswith("val/")})
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": self.last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.last = state_dict["last"]
+
     def record(self, trainer: pl.Trainer, values: dict[str, float]) -> None:
         self.last |= values
         for logger in trainer.loggers:

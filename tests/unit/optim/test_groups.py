@@ -53,6 +53,7 @@ def test_parameters_that_are_sharded_in_different_ways_are_kept_apart() -> None:
         more_rows=placed(Shard(0), Replicate()),
         columns=placed(Shard(0), Shard(1)),
         of_one_axis=distribute_tensor(torch.ones(4, 4), mesh["shard"], [Shard(0)]),
+        of_the_other=distribute_tensor(torch.ones(4, 4), mesh["tensor"], [Shard(0)]),
         plain=torch.ones(4, 4),
         gain=placed(Shard(0), Replicate(), shape=(4,)),
         plain_gain=torch.ones(4),
@@ -62,6 +63,7 @@ def test_parameters_that_are_sharded_in_different_ways_are_kept_apart() -> None:
         ["columns"],
         ["more_rows", "rows"],
         ["of_one_axis"],
+        ["of_the_other"],
         ["plain"],
     ]
     assert sorted(map(sorted, (names for names, decays in found if not decays))) == [["gain"], ["plain_gain"]]

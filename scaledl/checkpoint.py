@@ -66,6 +66,8 @@ def clear_after(run_dir: Path, step: int) -> None:
             os.rename(checkpoint, aside)
     for leftover in (run_dir / "checkpoints").glob(".step_*"):
         shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in (run_dir / "checkpoints").glob(".best.json.*"):
+        leftover.unlink(missing_ok=True)
 
 
 def best(run_dir: Path) -> Path | None:

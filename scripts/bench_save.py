@@ -81,9 +81,7 @@ def main() -> None:
         sys.exit("bench_save: no step of both kinds; take more --steps, or a larger --every")
     middle, average = statistics.median(while_saving), statistics.mean(while_saving)
     print(f"a checkpoint:       {state / 1e9:.2f} GB")
-    print(
-        f"usual step:         median {statistics.median(usual):.3f} s, mean {statistics.mean(usual):.3f} s of {len(usual)}"
-    )
+    print(f"usual step:         median {statistics.median(usual):.3f} s of {len(usual)}")
     print(f"while one is saved: median {middle:.3f} s, mean {average:.3f} s of {len(while_saving)}")
     print(f"the longest:        {max(while_saving):.3f} s, and {max(usual):.3f} s of the usual ones")
     print(

@@ -73,6 +73,18 @@ class Checkpoint(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.save(trainer, wait=True)
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._note(self.best)  # again, for a run that was killed between its last save and this note
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        best = state_dict["best"]
+        if best is not None and folder_of(self.run_dir, best["step"]).exists():
+            self.best = best
+
     def save(self, trainer: pl.Trainer, wait: bool = False) -> None:
         """Save this step once, in the background, then note the best and drop what need not stay.
 
@@ -96,11 +108,14 @@ class Checkpoint(pl.Callback):
                 callback.restart_clock()
 
     def _tidy(self, best: dict[str, Any] | None) -> None:
-        if best is not None and folder_of(self.run_dir, best["step"]).exists():
-            atomic.write_text(self.run_dir / "checkpoints" / "best.json", json.dumps(best))
+        self._note(best)
         for checkpoint in all_of(self.run_dir)[: -self.keep_last]:
             if best is None or step_of(checkpoint) != best["step"]:
                 remove(checkpoint)
+
+    def _note(self, best: dict[str, Any] | None) -> None:
+        if best is not None and folder_of(self.run_dir, best["step"]).exists():
+            atomic.write_text(self.run_dir / "checkpoints" / "best.json", json.dumps(best))
 
 
 def validates_after(trainer: pl.Trainer, batch_idx: int) -> bool:

@@ -1,6 +1,5 @@
 """Writes checkpoints in the background, while training goes on."""
 
-import contextlib
 import copy
 import os
 import shutil
@@ -76,12 +75,15 @@ class Saver:
     def _write(self, folder: Path, plain: dict[str, Any], then: Callable[[], None] | None) -> None:
         beside = folder.with_name(f".{folder.name}.tmp")
         first = self._group is None or dist.get_rank() == 0
+        refusal: Exception | None = None
         try:
             _give_way()
             if first:
                 shutil.rmtree(beside, ignore_errors=True)
-                with contextlib.suppress(OSError):  # then every rank fails below, together
+                try:
                     beside.mkdir(parents=True)
+                except OSError as error:  # every rank fails below, together
+                    refusal = error
             if self._group is not None:
                 dist.barrier(self._group)
             storage.save(beside, self._copies, plain, self._group)
@@ -94,7 +96,7 @@ class Saver:
             if first:
                 shutil.rmtree(beside, ignore_errors=True)
             free = shutil.disk_usage(next(parent for parent in folder.parents if parent.exists())).free / 2**20
-            said = (str(error) or repr(error)).splitlines()[0]
+            said = (str(refusal or error) or repr(error)).splitlines()[0]
             self._error = OSError(
                 f"the checkpoint {folder} could not be written ({said}; {free:,.0f} MiB free); the"
                 " checkpoints before it are whole. Free some space and run the same command again"

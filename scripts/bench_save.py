@@ -24,7 +24,7 @@ from scaledl.config.folders import config_folders
 WORDS = (
     "experiment=llm/gpt_shakespeare",
     "model=gpt2",
-    "model.depth=14",  # 100 M parameters with a vocabulary of characters
+    "model.depth=9",  # 103 M parameters
     "data.seq_len=256",
     "data.global_batch_size=1",
     "~callbacks.samples",

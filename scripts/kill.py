@@ -241,9 +241,11 @@ class Hunt:
             expected, found = ((summary | summary["metrics"]).get(key) for summary in summaries)
             if found != expected:
                 self._problem(f"the summary's {key} is {found}, without a break {expected}")
-        left = [path.name for path in (run_dir / "checkpoints").iterdir() if not re.match(r"step_\d+$|best", path.name)]
+        saved = [path.name for path in (run_dir / "checkpoints").iterdir()]
+        left = [name for name in saved if not re.fullmatch(r"step_\d+|best\.json", name)]
+        left += [path.name for path in run_dir.glob(".*")]
         if left:
-            self._problem(f"left in checkpoints: {', '.join(left)}")
+            self._problem(f"left behind: {', '.join(left)}")
         self._whole(run_dir)
 
     def _hit(self, job: Job, kill: Kill, run_dir: Path, target: int) -> bool:

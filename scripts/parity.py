@@ -8,7 +8,8 @@
 Each experiment runs its first steps, once with strategy=single and once for each row of the table, from one seed and
 with one global batch. Only dropout, whose noise depends on the rank, is set to 0. A cell is the largest relative
 difference of train/loss over the steps (and of train/grad_norm), or "no" and why the run was refused before it started.
-Exits with 1 if a difference of the loss is above the tolerance, or a run ends early.
+Exits with 1 if a run ends early, if a difference of the loss is above the tolerance, or if that of the gradient's norm,
+whose scale Adam hides from the loss, is above ten times as much.
 """
 
 import argparse
@@ -193,7 +194,7 @@ def cells_of(
             return Cell(f"no: {error}", seconds=time.monotonic() - began)
         except FailedError as error:
             return Cell("FAILED", f"{error}\n", True, time.monotonic() - began)
-        failed = not loss.value <= tolerance
+        failed = not (loss.value <= tolerance and norm.value <= 10 * tolerance)
         where = f"largest at step {loss.step} ({norm.step})"
         return Cell(f"{'FAILED ' * failed}{loss} ({norm})", where, failed, time.monotonic() - began)
 

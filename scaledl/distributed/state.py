@@ -140,8 +140,17 @@ class RunState(Strategy):
                 if not optimizer.state:
                     self.create_optimizer_state(optimizer)
         begins_average = self.average is not None and not _holds_average(folder)
+        wanted, saved = (
+            self.state_tensors(tuple(p for p in parts if p != "ema" or not begins_average)),
+            storage.sizes(folder),
+        )
+        # What an optimiser never wrote (no good step yet, a parameter without gradients) is as at its beginning: zero.
+        begins = [name for name in wanted if name.startswith("optimizer.") and name not in saved]
         with torch.no_grad():
-            storage.load(folder, self.state_tensors(tuple(p for p in parts if p != "ema" or not begins_average)))
+            for name in begins:
+                for _, part in wanted.pop(name).parts:
+                    part.zero_()
+            storage.load(folder, wanted)
         self.refresh()
         if begins_average:
             self.start_average()

@@ -99,6 +99,8 @@ class DeepSpeed(RunState, DeepSpeedStrategy):
             import deepspeed
 
             self._init_config_if_needed()
+            for parameter in module.parameters():  # which Init, given a module, leaves as they are
+                parameter.data = parameter.data.to(self._dtype())
             deepspeed.zero.Init(module=module, config_dict_or_path=self.config, dtype=self._dtype())
 
     def _dtype(self) -> torch.dtype:

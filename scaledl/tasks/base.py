@@ -6,7 +6,8 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.distributed.tensor import DTensor
+from torch.optim import Adam, Optimizer
 
 from scaledl.distributed.noise import Noise
 from scaledl.distributed.parallelize import ModelBuilder
@@ -61,7 +62,9 @@ class Task(pl.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self._make_optimizer(decay_groups(self.model))
         if optimizer.defaults.get("fused", False) is None and not optimizer.defaults.get("foreach"):
-            optimizer = self._make_optimizer(decay_groups(self.model), fused=True)
+            sharded = any(isinstance(parameter, DTensor) for parameter in self.model.parameters())
+            if not sharded or isinstance(optimizer, Adam):  # the only one whose fused kernel knows DTensors
+                optimizer = self._make_optimizer(decay_groups(self.model), fused=True)
         if self._make_scheduler is None:
             return {"optimizer": optimizer}
         return {

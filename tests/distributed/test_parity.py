@@ -66,7 +66,7 @@ def test_what_has_no_tensor_parallel_plan_is_refused_before_it_starts(train) -> 
         train(CNN, LAYOUTS["tp"])
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp", "deepspeed_2"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "deepspeed_2", "deepspeed_3"])
 def test_the_two_precisions(train, reference, name: str) -> None:
     mixed = train([*GPT, "precision=bf16-mixed"], LAYOUTS[name])
     found = gap(reference(GPT), mixed, "train/loss")

@@ -83,8 +83,9 @@ def test_every_command_of_the_readme_runs(environment, tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(ROOT / name)
     tools = tmp_path / "tools"
     tools.mkdir()
-    (tools / "scaledl").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m scaledl "$@"\n')
-    (tools / "scaledl").chmod(0o755)
+    for command, module in {"scaledl": "scaledl", "torchrun": "torch.distributed.run"}.items():
+        (tools / command).write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n')
+        (tools / command).chmod(0o755)
     environment = environment | {"PATH": f"{tools}{os.pathsep}{environment['PATH']}", "WANDB_MODE": "offline"}
     for command in commands:
         if command.startswith("./scripts/quickstart.sh"):

@@ -202,5 +202,6 @@ def quiet() -> None:
         ".*It is recommended to use .self.log.*sync_dist.*",  # the evaluation's sums are reduced already
         ".*DeepSpeed handles gradient clipping internally.*",
         ".*is deprecated. Please use `torch.distributed.*",  # DeepSpeed's calls
+        ".*`srun` command is available on your system but is not used.*",
     ):
         warnings.filterwarnings("ignore", message)

@@ -42,12 +42,15 @@ def bare_loop(config: DictConfig) -> Iterator[torch.Tensor]:
     model.train()
     optimizer = build.instantiate(config.optimizer)(decay_groups(model), fused=True)
     scheduler = build.instantiate(config.scheduler)(optimizer)
+    parameters = [
+        parameter for group in optimizer.param_groups for parameter in group["params"]
+    ]  # one order of summing
     for indices in TrainBatches(len(train_set), data.global_batch_size, data.global_batch_size, seed=data.seed):
         batch = {name: tensor.to(device) for name, tensor in train_set.__getitems__(indices).items()}
         logits = model(batch["input_ids"])
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.trainer.gradient_clip_val, foreach=True)
+        torch.nn.utils.clip_grad_norm_(parameters, config.trainer.gradient_clip_val, foreach=True)
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()

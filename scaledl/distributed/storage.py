@@ -7,7 +7,6 @@ plans who writes and who reads what; its own files are pickles, which can run co
 
 import json
 import math
-import os
 import re
 import warnings
 import zlib
@@ -15,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -37,9 +36,9 @@ from torch.futures import Future
 
 from scaledl import atomic
 from scaledl.distributed.pieces import Pieces
+from scaledl.distributed.summed_file import AT_ONCE, SummedFile
 
 STATE, MANIFEST, FORMAT = "state.pt", "manifest.json", 1
-_AT_ONCE = 4 << 20  # bytes
 _CODES = {  # of safetensors
     torch.float64: "F64",
     torch.float32: "F32",
@@ -60,33 +59,12 @@ _CODES = {  # of safetensors
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _CODES}
 
 
-class _Summed:
-    """A file that is written from front to back, and the size and checksum of what is in it."""
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.bytes, self.crc32 = file, 0, 0
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        for begin in range(0, len(view), _AT_ONCE):
-            piece = view[begin : begin + _AT_ONCE]
-            self.file.write(piece)
-            self.crc32 = zlib.crc32(piece, self.crc32)
-        self.bytes += len(view)
-        return len(view)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
 @contextmanager
-def _written(path: Path) -> Iterator[_Summed]:
+def _written(path: Path) -> Iterator[SummedFile]:
     """A new file that is on the disk when the block ends. Errors name it."""
     try:
-        with open(path, "wb") as file:
-            yield _Summed(file)
-            file.flush()
-            os.fsync(file.fileno())
+        with SummedFile(path) as file:
+            yield file
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         raise OSError(f"{path.name}: {_line_of(error)}") from error
 
@@ -478,6 +456,6 @@ def _problem_of_size(folder: Path, file: str, manifest: _Manifest) -> str | None
 def _problem_of_content(folder: Path, file: str, manifest: _Manifest) -> str | None:
     value = 0
     with open(folder / file, "rb", buffering=0) as content:
-        while piece := content.read(_AT_ONCE):
+        while piece := content.read(AT_ONCE):
             value = zlib.crc32(piece, value)
     return None if value == manifest.files[file][1] else f"{file} does not match its checksum"

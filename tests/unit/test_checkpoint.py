@@ -328,9 +328,9 @@ def test_a_state_that_holds_more_than_values_is_refused_and_not_run(tmp_path: Pa
 
 def test_the_checksum_goes_over_every_piece_of_a_file(tmp_path: Path) -> None:
     """Bigger than the piece that is read at once."""
-    (folder,) = save(tmp_path, 5, size=storage._AT_ONCE // 4 + 100)
+    (folder,) = save(tmp_path, 5, size=storage.AT_ONCE // 4 + 100)
     content = bytearray((folder / TENSORS).read_bytes())
-    assert len(content) > storage._AT_ONCE
+    assert len(content) > storage.AT_ONCE
     for place in (10, len(content) // 2, len(content) - 10):
         content[place] ^= 1
         (folder / TENSORS).write_bytes(content)

@@ -69,7 +69,7 @@ def test_every_dtype_comes_back_as_it_was_and_nothing_else_is_written(tmp_path: 
 
 
 def test_a_tensor_larger_than_the_piece_that_is_written_at_once(tmp_path: Path) -> None:
-    tensors = {"w": torch.arange(storage._AT_ONCE // 4 + 1, dtype=torch.int32), "b": torch.ones(3)}
+    tensors = {"w": torch.arange(storage.AT_ONCE // 4 + 1, dtype=torch.int32), "b": torch.ones(3)}
     folder = save(tmp_path / "c", whole(tensors))
     assert storage.problem_of(folder) is None
     assert same(storage.load_whole(folder), tensors)

@@ -22,17 +22,37 @@ After `train` comes Hydra's override grammar: group=choice takes a file of conf/
 """
 
 
+LAUNCH_HELP = """\
+scaledl launch local --ranks 2 [--dry-run] -- train experiment=<family>/<name> [key=value ...]
+       scaledl launch slurm --nodes 4 --gpus-per-node 8 --time 24:00:00 [--dry-run] [sbatch's options] -- train ...
+
+Prints what a person would have typed, torchrun or sbatch, and runs it once the config is right. For Slurm the config is
+kept with the code in the run directory: a job runs what was submitted. `train -m` is a sweep.
+"""
+
+
 def main() -> None:
     warnings.formatwarning = lambda message, *where, **more: f"scaledl: {message}\n"  # type: ignore[assignment]
     words = sys.argv[1:]
     debug = "--debug" in words
-    sys.exit(run([word for word in words if word != "--debug"], debug))
+    code = run([word for word in words if word != "--debug"], debug)
+    if (path := os.environ.get("SCALEDL_EXIT_CODE_FILE")) and os.environ.get("RANK", "0") == "0":
+        Path(path).write_text(f"{code}\n")  # torchrun makes 1 of every exit code
+    # A torchrun that would start the ranks again need not, once they have saved and stopped on purpose.
+    sys.exit(0 if code > 128 and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) else code)
 
 
 def run(words: list[str], debug: bool) -> int:
     """Exit code of a command: 0 done, 1 failed, 2 wrong words or config, 128 + n stopped by signal n after saving."""
     parser = _parser()
+    launched: list[str] = []
+    if words[:1] == ["launch"] and "--" in words:
+        words, launched = words[: words.index("--")], words[words.index("--") + 1 :]
     arguments, more = parser.parse_known_args(words)
+    if arguments.verb == "launch":
+        if launched[:1] not in (["train"], ["resume"]) or (arguments.where == "local" and more):
+            parser.error(f"see `scaledl launch --help`{': unknown ' + ' '.join(more) if launched else ''}")
+        arguments.command, arguments.sbatch, more = launched, more, []
     if more and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in more)):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     if more:  # settings that stand behind an option
@@ -83,13 +103,17 @@ def _parser() -> argparse.ArgumentParser:
         "--config-dir", "-cd", action="append", default=[], metavar="FOLDER", help="a conf/ folder of yours"
     )
 
+    swept = argparse.ArgumentParser(add_help=False)
+    swept.add_argument("-m", "--multirun", action="store_true", help="a sweep: several values, as in seed=0,1,2")
+    swept.add_argument("--trial", type=_number(int, 0), metavar="N", help="of a sweep, only this one, here")
+
     of_run = argparse.ArgumentParser(add_help=False, parents=[shared])
     of_run.add_argument("run_directory", type=Path)
     of_run.add_argument("--checkpoint", default="best", metavar="WHICH", help="best, last or a step (default: best)")
 
     train = verbs.add_parser(
         "train",
-        parents=[composed],
+        parents=[composed, swept],
         help="train an experiment",
         usage=TRAIN_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -98,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     resume = verbs.add_parser("resume", parents=[composed], help="go on with a run from its last checkpoint")
     resume.add_argument("run_directory", type=Path)
     resume.add_argument("overrides", nargs="*", help="settings to change, such as trainer.max_steps=4000")
-    show = verbs.add_parser("show", parents=[composed], help="print the composed config, and train nothing")
+    show = verbs.add_parser("show", parents=[composed, swept], help="print the composed config, and train nothing")
     show.add_argument("overrides", nargs="*")
     prepare = verbs.add_parser(
         "prepare", parents=[composed], help="bring an experiment's data onto this machine, and no more"
@@ -114,6 +138,19 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--top-p", type=_number(float, 1e-6, 1), default=1.0, help="among the likeliest of that mass")
     generate.add_argument("--seed", type=_number(int, 0), default=0)
     generate.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text")
+    launch = verbs.add_parser(
+        "launch",
+        usage=LAUNCH_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        help="start a training on several ranks: on this machine, or through Slurm",
+    )
+    launch.add_argument("where", choices=["local", "slurm"])
+    launch.add_argument("--ranks", type=_number(int, 1), default=2, help="local: processes (default: 2)")
+    launch.add_argument("--nodes", type=_number(int, 1), default=1)
+    launch.add_argument("--gpus-per-node", type=_number(int, 0), default=0)
+    launch.add_argument("--ranks-per-node", type=_number(int, 1), help="default: one for each GPU, or one")
+    launch.add_argument("--dry-run", action="store_true", help="check the config and show what would be run")
     listing = verbs.add_parser(
         "list", parents=[composed], help="every experiment: what it needs, how long it takes, what comes out"
     )
@@ -133,10 +170,18 @@ def _number(kind: type, low: float, high: float = math.inf) -> Callable[[str], f
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    folders = _folders(arguments)
+    folders, words = _folders(arguments), arguments.overrides
+    if arguments.multirun and arguments.trial is None:
+        from scaledl.sweep.local import sweep
+
+        return min(1, sweep(words, folders, _allowed(arguments)))
+    if arguments.multirun:
+        from scaledl.sweep.grid import trials
+
+        words = trials(words, folders, _allowed(arguments), only=arguments.trial)[0].words
     from scaledl.train import train
 
-    train(arguments.overrides, folders, _allowed(arguments))
+    train(words, folders, _allowed(arguments))
     return 0
 
 
@@ -154,6 +199,15 @@ def _show(arguments: argparse.Namespace) -> int:
 
     from scaledl.train import composed
 
+    if arguments.multirun:
+        from scaledl.sweep.grid import trials
+
+        every = trials(arguments.overrides, folders, _allowed(arguments), only=arguments.trial)
+        if arguments.trial is None:
+            print("\n".join(f"{trial.run_dir}  {' '.join(trial.own)}" for trial in every))
+        else:
+            print(OmegaConf.to_yaml(every[0].config), end="")
+        return 0
     print(OmegaConf.to_yaml(composed(arguments.overrides, folders, _allowed(arguments))), end="")
     return 0
 
@@ -194,6 +248,29 @@ def _generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _launch(arguments: argparse.Namespace) -> int:
+    from scaledl import launch
+
+    command, more = _parser().parse_known_args(arguments.command)
+    command.overrides += more
+    if arguments.where == "local":
+        if command.verb == "train" and command.multirun:
+            raise ValueError("scaledl train -m starts its trials itself; leave out `scaledl launch local`")
+        if command.verb == "train":
+            launch.check(command.overrides, _folders(command), _allowed(command), 1, arguments.ranks, multirun=False)
+        return launch.local(arguments.ranks, arguments.command, arguments.dry_run)
+    if command.verb != "train" or command.trial is not None or any(word.startswith("-") for word in more):
+        raise ValueError(
+            f"Slurm can be given a training, not: {' '.join(arguments.command)} (a run that stopped goes on with "
+            "sbatch slurm/train.sbatch resume RUN_DIRECTORY)"
+        )
+    gpus, ranks = arguments.gpus_per_node, arguments.ranks_per_node or arguments.gpus_per_node or 1
+    options = [f"--gpus-per-node={gpus}"] * bool(gpus) + arguments.sbatch
+    allowed = _allowed(command)
+    configs = launch.check(command.overrides, _folders(command), allowed, arguments.nodes, ranks, command.multirun)
+    return launch.slurm(configs, arguments.nodes, ranks, options, allowed, command.multirun, arguments.dry_run)
+
+
 def _list(arguments: argparse.Namespace) -> int:
     from scaledl.experiments import print_experiments
 
@@ -222,5 +299,6 @@ _VERBS = {
     "prepare": _prepare,
     "evaluate": _evaluate,
     "generate": _generate,
+    "launch": _launch,
     "list": _list,
 }

@@ -4,7 +4,6 @@ import hashlib
 import importlib.metadata
 import logging
 import resource
-import subprocess
 import sys
 import time
 import warnings
@@ -24,9 +23,13 @@ from scaledl.config.compose import change, compose
 from scaledl.config.rules import broken_rules
 from scaledl.config.schema import Root
 from scaledl.config.validate import ALLOWED, ConfigError, validate
+from scaledl.data.base import Data
 from scaledl.distributed import group
+from scaledl.distributed.state import RunState
 from scaledl.loggers import jsonl
+from scaledl.snapshot import commit_of_scaledl
 from scaledl.tables import final_table, start_table
+from scaledl.tasks.base import Task
 
 
 def train(words: list[str], folders: list[Path], allowed: list[str], resume: Path | None = None) -> float | None:
@@ -49,8 +52,6 @@ def composed(words: list[str], folders: list[Path], allowed: list[str], resume: 
         config, problems = compose(words, folders)
     else:
         config = run_directory.load_config(resume, run_directory.LINKED)
-        if checkpoint.latest(resume) is None:
-            raise FileNotFoundError(f"{resume} holds no checkpoint to go on from; start it with scaledl train")
         config.run_dir = str(resume)
         problems = change(config, words, folders)
     problems += [] if problems else broken_rules(config)
@@ -67,17 +68,8 @@ def run(config: DictConfig) -> float | None:
     started = time.time()
     console = Console()
     run_dir = Path(config.run_dir)
-    data = build.data(config)
     linked = OmegaConf.to_yaml(config)
-    train_set = data.split("train")
-    assert train_set is not None
-    build.settle_steps(config, len(train_set))
-    model = build.model(config)
-    num_parameters = sum(parameter.numel() for parameter in model.on_meta().parameters())
-    task = build.task(config, model)
-    build.check_fit(config, task, train_set)
-    strategy = build.strategy(config)
-    build.check_served(task, strategy)
+    data, task, strategy, num_parameters = checked(config)
     if group.world_size() > 1:
         group.join()
 
@@ -124,6 +116,25 @@ def run(config: DictConfig) -> float | None:
     return best["value"] if best else None
 
 
+def checked(config: DictConfig) -> tuple[Data, Task, RunState, int]:
+    """Data, task, strategy and the number of parameters: all that one process can find wrong before ranks meet.
+
+    Raises:
+        ValueError: model, task, data and strategy do not fit.
+    """
+    data = build.data(config)
+    train_set = data.split("train")
+    assert train_set is not None
+    build.settle_steps(config, len(train_set))
+    model = build.model(config)
+    num_parameters = sum(parameter.numel() for parameter in model.on_meta().parameters())
+    task = build.task(config, model)
+    build.check_fit(config, task, train_set)
+    strategy = build.strategy(config)
+    build.check_served(task, strategy)
+    return data, task, strategy, num_parameters
+
+
 def _completed(config: DictConfig, run_dir: Path, step: int) -> dict[str, Any] | None:
     """The summary of a run that has nothing left to train."""
     summary = run_directory.read_summary(run_dir)
@@ -146,7 +157,7 @@ def _facts_before(config: DictConfig, trainer: pl.Trainer, num_parameters: int) 
         "world_size": trainer.world_size,
         "num_parameters": num_parameters,
         "config_hash": hashlib.sha256(OmegaConf.to_yaml(OmegaConf.create(resolved)).encode()).hexdigest()[:16],
-        "git_commit": _git_commit(),
+        "git_commit": commit_of_scaledl(),
         "versions": {
             name: importlib.metadata.version(name) for name in ("scaledl", "torch", "lightning", "hydra-core")
         },
@@ -174,18 +185,6 @@ def _facts_after(trainer: pl.Trainer, data: Any, run_dir: Path, seconds: float) 
         "best": build.checkpoint_of(trainer).best,
         "checkpoint": str(saved[-1]) if saved else None,
     }
-
-
-def _git_commit() -> str | None:
-    """The commit of a checkout; an installed package has none."""
-    checkout = Path(__file__).parents[1]
-    if not (checkout / ".git").exists():
-        return None
-    try:
-        asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return asked.stdout.strip() or None
 
 
 def quiet() -> None:

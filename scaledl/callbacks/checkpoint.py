@@ -31,7 +31,8 @@ class Checkpoint(pl.Callback):
         self.every_n_steps, self.keep_last, self.monitor, self.mode = every_n_steps, keep_last, monitor, mode
         self.run_dir = Path()
         self.best: dict[str, Any] | None = None
-        self._due, self._saved_step, self._prepared = False, -1, False
+        self._due, self._prepared = False, False
+        self._saved: tuple[int, dict[str, Any] | None] = (-1, None)  # step, and the best then
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Count micro-batches as this run makes them: it may accumulate more or fewer than the one that saved."""
@@ -44,7 +45,7 @@ class Checkpoint(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.best = best_of(self.run_dir)
-        self._saved_step = trainer.global_step
+        self._saved = trainer.global_step, self.best
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
@@ -86,7 +87,7 @@ class Checkpoint(pl.Callback):
             self.best = best
 
     def save(self, trainer: pl.Trainer, wait: bool = False) -> None:
-        """Save this step once, in the background, then note the best and drop what need not stay.
+        """Save this step in the background, once unless it has become the best since; then drop what need not stay.
 
         Args:
             wait: until all of this is done.
@@ -95,11 +96,11 @@ class Checkpoint(pl.Callback):
             OSError: this save, or without `wait` the one before it, failed.
         """
         self._due = False
-        if trainer.global_step != self._saved_step:
+        if self._saved != (trainer.global_step, self.best):
             trainer.save_checkpoint(
                 folder_of(self.run_dir, trainer.global_step), storage_options=partial(self._tidy, self.best)
             )
-            self._saved_step = trainer.global_step
+            self._saved = trainer.global_step, self.best
         saver = trainer.strategy.saver  # type: ignore[attr-defined]
         if wait:
             saver.wait()

@@ -28,18 +28,26 @@ class Preemption(pl.Callback):
         self._received: int | None = None
         self._previous: dict[int, Any] = {}
         self._asked: tuple[torch.Tensor, dist.Work] | None = None
+        self._heard = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not earlier: Lightning sets a SIGTERM handler of its own before, which would raise in the middle of a step.
         self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not validates_after(trainer, batch_idx):
-            self._stop_if_asked(trainer)
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        self._heard = self._heard or self._heard_by_any_rank()
+        if self._heard and validates_after(trainer, batch_idx):
+            _save(trainer)  # before the validation, which may last longer than there is time
+        elif self._heard:
+            self._stop(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit":
-            self._stop_if_asked(trainer)
+            self._heard = self._heard or self._heard_by_any_rank()
+            if self._heard:
+                self._stop(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._restore()
@@ -47,13 +55,9 @@ class Preemption(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._restore()
 
-    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
-        received = self._heard_by_any_rank()
-        if received:
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, Checkpoint):
-                    callback.save(trainer, wait=True)
-            raise Preempted(received)
+    def _stop(self, trainer: pl.Trainer) -> None:
+        _save(trainer, wait=True)
+        raise Preempted(self._heard)
 
     def _heard_by_any_rank(self) -> int:
         """The signal, or 0. Ranks ask each other at every step and read the answer a step later, so that none waits."""
@@ -76,3 +80,9 @@ class Preemption(pl.Callback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+def _save(trainer: pl.Trainer, wait: bool = False) -> None:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Checkpoint):
+            callback.save(trainer, wait)

@@ -1,5 +1,6 @@
 """Values that a config takes from its surroundings: the run's name and whether Weights & Biases has an account."""
 
+import hashlib
 import netrc
 import os
 import secrets
@@ -12,19 +13,23 @@ from omegaconf import OmegaConf
 def run_id() -> str:
     """One name for a run, the same on every rank and after a requeue.
 
-    The first of: SCALEDL_RUN_ID, Slurm's job id, a name that torchrun's ranks agree on through their launcher's store,
-    the time with a random suffix. It is exported, so that processes started from here share it.
+    The first of: SCALEDL_RUN_ID, Slurm's job id, a name that torchrun's ranks agree on through their launcher's store
+    (or, where it gives them none, torchrun's --rdzv-id), the time with a random suffix. It is exported, so that
+    processes started from here share it.
     """
     environment = os.environ
     if not environment.get("SCALEDL_RUN_ID"):
         name = time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
         if "SLURM_JOB_ID" in environment and "SLURM_PROCID" in environment:
-            name = "slurm-" + environment["SLURM_JOB_ID"]
+            array = [environment.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK")]
+            name = "slurm-" + ("_".join(array) if all(array) else environment["SLURM_JOB_ID"])  # type: ignore[arg-type]
         elif environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             from torch.distributed import TCPStore
 
             store = TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False)
             name = store.compare_set("scaledl/run_id", "", name).decode()
+        elif "TORCHELASTIC_RUN_ID" in environment:
+            name = environment["TORCHELASTIC_RUN_ID"]
         environment["SCALEDL_RUN_ID"] = name
     return environment["SCALEDL_RUN_ID"]
 
@@ -41,6 +46,12 @@ def wandb_offline() -> bool:
         return True
 
 
+def wandb_id(run_dir: str) -> str | None:
+    """The same for every attempt of a run; None offline, where the client can resume nothing."""
+    return None if wandb_offline() else hashlib.sha256(os.path.abspath(run_dir).encode()).hexdigest()[:16]
+
+
 def register() -> None:
     OmegaConf.register_new_resolver("run_id", run_id, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
+    OmegaConf.register_new_resolver("wandb_id", wandb_id, replace=True)

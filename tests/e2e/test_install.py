@@ -57,6 +57,9 @@ def test_an_installed_wheel_trains_in_an_empty_directory(environment, tmp_path: 
     where = subprocess.run(asked, cwd=empty, env=environment, capture_output=True, text=True, check=True).stdout
     assert where.startswith(str(site))
     assert "mlp/circles" in scaledl("list")
+    assert str(site / "scaledl" / "slurm") in scaledl(
+        "launch", "slurm", "--dry-run", "--", "train", "experiment=mlp/xor"
+    )
     scaledl("train", "experiment=mlp/circles", "run_id=a")
     assert summary_of(empty / "runs/mlp/circles/a")["metrics"]["test/acc"] >= 0.99
 

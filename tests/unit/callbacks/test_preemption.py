@@ -82,3 +82,23 @@ def test_a_step_that_is_due_for_validation_is_validated_before_it_stops(fit: Fit
         fit(Sender(3, signal.SIGUSR1), saving, Preemption(), max_steps=8, val_every=4, script=[1.0, 0.5])
     assert saving.best == {"metric": "val/loss", "value": 1.0, "step": 4}
     assert checkpoint.latest(tmp_path) == checkpoint.folder_of(tmp_path, 4)
+
+
+class Looker(pl.Callback):
+    """What is saved when a validation begins."""
+
+    def __init__(self, run_dir: Path):
+        self.run_dir = run_dir
+        self.seen: list[Path | None] = []
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        trainer.strategy.saver.wait()
+        self.seen.append(checkpoint.latest(self.run_dir))
+
+
+def test_it_is_saved_before_that_validation_which_may_be_cut_off(fit: Fit, tmp_path: Path) -> None:
+    looker = Looker(tmp_path)
+    sender = Sender(3, signal.SIGUSR1)
+    with pytest.raises(Preempted):
+        fit(sender, Checkpoint(every_n_steps=1000), Preemption(), looker, max_steps=8, val_every=4, script=[1.0, 0.5])
+    assert looker.seen == [checkpoint.folder_of(tmp_path, 4)]

@@ -11,9 +11,11 @@ import pytest
 from omegaconf import OmegaConf
 from torch.distributed import TCPStore
 
-from scaledl.config.resolvers import register, run_id, wandb_offline
+from scaledl.config.resolvers import register, run_id, wandb_id, wandb_offline
 
-NAMES = ("SCALEDL_RUN_ID", "SLURM_JOB_ID", "SLURM_PROCID", "TORCHELASTIC_USE_AGENT_STORE", "MASTER_ADDR", "MASTER_PORT")
+SLURM = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
+TORCHRUN = ("TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+NAMES = ("SCALEDL_RUN_ID", *SLURM, *TORCHRUN)
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +39,32 @@ def test_a_slurm_job_and_its_requeue_have_the_job_s_name(monkeypatch: pytest.Mon
         monkeypatch.setenv("SLURM_PROCID", rank)
         monkeypatch.delenv("SCALEDL_RUN_ID", raising=False)
         assert run_id() == "slurm-4711"
+
+
+def test_each_task_of_an_array_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    surroundings = {
+        "SLURM_JOB_ID": "4713",
+        "SLURM_PROCID": "0",
+        "SLURM_ARRAY_JOB_ID": "4711",
+        "SLURM_ARRAY_TASK_ID": "2",
+    }
+    for name, value in surroundings.items():
+        monkeypatch.setenv(name, value)
+    assert run_id() == "slurm-4711_2"
+
+
+def test_ranks_without_a_store_that_outlives_them_take_their_launcher_s_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-17")
+    assert run_id() == "job-17"
+
+
+def test_attempts_of_a_run_are_one_run_online_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert wandb_id("runs/a") == wandb_id(os.path.abspath("runs/a"))
+    assert wandb_id("runs/a") != wandb_id("runs/b")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert wandb_id("runs/a") is None
 
 
 def test_a_shell_inside_an_allocation_is_no_task_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:

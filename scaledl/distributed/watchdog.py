@@ -204,6 +204,8 @@ class Watchdog:
         if stopped:
             lines.insert(1, f"  rank 0 (host {stopped.host}, pid {stopped.pid}) is stopped")
         _print("\n".join(lines))
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # cut off as we are, torchrun would wait for its own store for minutes
+            os.kill(os.getppid(), signal.SIGTERM)
         self._end([stopped] if stopped else [])
 
     def _end(self, silent: list[Sign]) -> None:

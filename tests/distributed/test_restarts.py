@@ -21,7 +21,13 @@ from tests.conftest import TINY_GPT, metrics_of, summary_of
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 FOLDER = Path("runs/llm/gpt_shakespeare")
-RUN = [*TINY_GPT, "trainer.max_steps=40", "trainer.log_every_n_steps=1", "trainer.val_check_interval=20"]
+RUN = [
+    *TINY_GPT,
+    "optimizer.lr=1e-3",
+    "trainer.max_steps=40",
+    "trainer.log_every_n_steps=1",
+    "trainer.val_check_interval=20",
+]
 RUN += ["checkpoint.every_n_steps=10", "callbacks.hash._target_=scaledl.callbacks.batch_hash.BatchHash"]
 RUN += ["--allow", "mine", "callbacks.slow._target_=mine.Slow"]
 SLOW = """
@@ -214,12 +220,23 @@ def test_a_cut_network_is_reported_and_the_run_goes_on_when_it_is_mended(
                         *rendezvous,
                         f"--rdzv-id={attempt}",
                         f"--local-addr=10.78.0.{number + 1}",
-                        f"--rdzv-conf=is_host={number == 0}".lower(),
+                        f"--rdzv-conf=is_host={number == 0},read_timeout=10".lower(),
                         *train,
                     ],
                     tmp_path,
                     environment,
-                    behind=("ip", "netns", "exec", name),
+                    behind=(
+                        "ip",
+                        "netns",
+                        "exec",
+                        name,
+                        "unshare",
+                        "--uts",
+                        "sh",
+                        "-c",
+                        f'hostname {name}; exec "$@"',
+                        "-",
+                    ),
                 )
             )
             for number, name in enumerate(hosts.names)
@@ -232,7 +249,8 @@ def test_a_cut_network_is_reported_and_the_run_goes_on_when_it_is_mended(
         assert all(one.end(90) != 0 for one in agents)
         said = agents[0].said + agents[1].said
         assert re.search(r"scaledl: no progress for \d+ s", said), said
-        assert re.search(r"rank 1 \(host .*\) gives no sign of life", said), said
+        assert re.search(rf"rank 1 \(host {hosts.names[1]}, .*\) gives no sign of life", agents[0].said), said
+        assert "the ranks' shared store does not answer" in agents[1].said, said
         hosts.cable("up")
         agents = start(stack, hosts, 2)
         assert all(one.end(200) == 0 for one in agents), agents[0].said

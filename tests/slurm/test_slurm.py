@@ -74,7 +74,7 @@ def test_two_nodes_train_what_one_process_trains(
 def test_the_time_limit_requeues_and_the_curve_goes_on(
     nodes: Cluster, environment, alone, slow, tmp_path: Path
 ) -> None:
-    words = ["--time=1", "--signal=B:USR1@35", *TRAIN, *TINY_GPT, *RUN, *slow, "strategy=ddp", "logger=wandb"]
+    words = ["--time=2", "--signal=B:USR1@100", *TRAIN, *TINY_GPT, *RUN, *slow, "strategy=ddp", "logger=wandb"]
     job = nodes.sbatch([*words, "callbacks.slow.seconds=1.5"], tmp_path, environment | {"WANDB_MODE": "offline"})
     facts = job.end(500)
     assert facts["JobState"] == "COMPLETED", job.log()

@@ -38,8 +38,10 @@ def main() -> None:
     code = run([word for word in words if word != "--debug"], debug)
     if (path := os.environ.get("SCALEDL_EXIT_CODE_FILE")) and os.environ.get("RANK", "0") == "0":
         Path(path).write_text(f"{code}\n")  # torchrun makes 1 of every exit code
-    # A torchrun that would start the ranks again need not, once they have saved and stopped on purpose.
-    sys.exit(0 if code > 128 and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) else code)
+    # Ranks that have saved and stopped on purpose: a torchrun that would start them again need not, and none of them
+    # should be ended by the others' codes while whoever reads the file learns what happened.
+    told = path or int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
+    sys.exit(0 if code > 128 and told and "RANK" in os.environ else code)
 
 
 def run(words: list[str], debug: bool) -> int:
@@ -59,8 +61,12 @@ def run(words: list[str], debug: bool) -> int:
         arguments.overrides += more
     try:
         return _VERBS[arguments.verb](arguments)
-    except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
-        return _report("stopped by Ctrl-C; what was saved before is whole", 130, debug)
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, KeyboardInterrupt) or isinstance(
+            error.__context__, KeyboardInterrupt
+        ):  # Lightning's doing
+            return _report("stopped by Ctrl-C; what was saved before is whole", 130, debug)
+        return error.code if isinstance(error.code, int) and error.code else 1
     except BrokenPipeError:
         return 0
     except (ValueError, OSError, ImportError) as error:
@@ -148,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     launch.add_argument("where", choices=["local", "slurm"])
     launch.add_argument("--ranks", type=_number(int, 1), default=2, help="local: processes (default: 2)")
     launch.add_argument("--nodes", type=_number(int, 1), default=1)
-    launch.add_argument("--gpus-per-node", type=_number(int, 0), default=0)
+    launch.add_argument("--gpus-per-node", metavar="[TYPE:]N")
     launch.add_argument("--ranks-per-node", type=_number(int, 1), help="default: one for each GPU, or one")
     launch.add_argument("--dry-run", action="store_true", help="check the config and show what would be run")
     listing = verbs.add_parser(
@@ -174,7 +180,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.multirun and arguments.trial is None:
         from scaledl.sweep.local import sweep
 
-        return min(1, sweep(words, folders, _allowed(arguments)))
+        return sweep(words, folders, _allowed(arguments))
     if arguments.multirun:
         from scaledl.sweep.grid import trials
 
@@ -264,8 +270,18 @@ def _launch(arguments: argparse.Namespace) -> int:
             f"Slurm can be given a training, not: {' '.join(arguments.command)} (a run that stopped goes on with "
             "sbatch slurm/train.sbatch resume RUN_DIRECTORY)"
         )
-    gpus, ranks = arguments.gpus_per_node, arguments.ranks_per_node or arguments.gpus_per_node or 1
-    options = [f"--gpus-per-node={gpus}"] * bool(gpus) + arguments.sbatch
+    gpus = (arguments.gpus_per_node or "").rpartition(":")[2]
+    if arguments.gpus_per_node and not (gpus.isdigit() and int(gpus)):
+        raise ValueError(
+            f"--gpus-per-node {arguments.gpus_per_node}: give a number, or a type and a number as in h100:8"
+        )
+    asked = [option for option in arguments.sbatch if option.startswith(("--gres", "--gpus", "-G"))]
+    if asked and not arguments.ranks_per_node:
+        raise ValueError(
+            f"{asked[0]}: say how many GPUs a node has with --gpus-per-node, or --ranks-per-node beside it"
+        )
+    ranks = arguments.ranks_per_node or int(gpus or 1)
+    options = [f"--gpus-per-node={arguments.gpus_per_node}"] * bool(gpus) + arguments.sbatch
     allowed = _allowed(command)
     configs = launch.check(command.overrides, _folders(command), allowed, arguments.nodes, ranks, command.multirun)
     return launch.slurm(configs, arguments.nodes, ranks, options, allowed, command.multirun, arguments.dry_run)

@@ -3,18 +3,17 @@
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from scaledl import run_directory, train
+from scaledl import processes, run_directory, train
 from scaledl.snapshot import SLURM, keep_code
 from scaledl.sweep.grid import trials
 
@@ -55,11 +54,7 @@ def local(ranks: int, command: list[str], dry_run: bool) -> int:
     with tempfile.TemporaryDirectory() as folder:
         code = Path(folder) / "exit_code"
         environment = os.environ | {"SCALEDL_EXIT_CODE_FILE": str(code)}
-        started = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", *torchrun], env=environment)
-        # Ctrl-C reaches all processes of the terminal; torchrun passes SIGTERM on to the ranks.
-        signal.signal(signal.SIGINT, lambda number, frame: None)
-        signal.signal(signal.SIGTERM, lambda number, frame: started.terminate())
-        ended = started.wait()
+        ended = processes.run([sys.executable, "-m", "torch.distributed.run", *torchrun], environment)
         return int(code.read_text()) if code.is_file() else ended
 
 
@@ -93,6 +88,7 @@ def slurm(
     submission = [
         "sbatch",
         "--parsable",
+        "--export=ALL",
         f"--nodes={nodes}",
         f"--output={home / 'logs' / ('slurm-%A_%a.out' if multirun else 'slurm-%j.out')}",
         *([f"--array=0-{len(configs) - 1}"] if multirun else []),
@@ -113,16 +109,29 @@ def slurm(
     for run_dir in run_dirs:
         if (run_dir / run_directory.RESOLVED).exists():
             raise ValueError(f"{run_dir} holds a run already; choose another run_id, or scaledl resume {run_dir}")
-    for config, run_dir in zip(configs, run_dirs, strict=True):
-        run_dir.mkdir(parents=True, exist_ok=True)
-        run_directory.write_config(run_dir, config.linked, config.values)
+    if (home / "code").exists():
+        raise ValueError(f"{home / 'code'} exists; choose another run_id, or for a sweep another hydra.sweep.dir")
+    (home / "logs").mkdir(parents=True, exist_ok=True)
     keep_code(home / "code", allowed)
-    (home / "logs").mkdir(exist_ok=True)
+    for config, run_dir in zip(configs, run_dirs, strict=True):
+        run_dir.mkdir(exist_ok=True)
+        run_directory.write_config(run_dir, config.linked, config.values)
     asked = subprocess.run(submission, env=os.environ | settings, capture_output=True, text=True, check=False)
     if asked.returncode:
+        _take_back(home, run_dirs)
         raise OSError(f"sbatch refused: {asked.stderr.strip()}")
     print(f"job {asked.stdout.strip().partition(';')[0]} runs in {home}")
     return 0
+
+
+def _take_back(home: Path, run_dirs: list[Path]) -> None:
+    """Remove what was kept for a job that is not to be, so that the same command can be given again."""
+    shutil.rmtree(home / "code")
+    for run_dir in run_dirs:
+        run_directory.remove_config(run_dir)
+    for folder in dict.fromkeys([home / "logs", *run_dirs, home]):
+        with suppress(OSError):  # it holds something else
+            folder.rmdir()
 
 
 @contextmanager

@@ -43,6 +43,11 @@ def write_config(run_dir: Path, linked: str, config: DictConfig) -> None:
     atomic.write_text(run_dir / RESOLVED, OmegaConf.to_yaml(config, resolve=True))
 
 
+def remove_config(run_dir: Path) -> None:
+    for name in (LINKED, RESOLVED):
+        (run_dir / name).unlink(missing_ok=True)
+
+
 def load_config(run_dir: Path, name: str = RESOLVED) -> DictConfig:
     """The config of a run.
 

@@ -14,30 +14,30 @@ SLURM = next(
 
 
 def keep_code(folder: Path, packages: list[str]) -> None:
-    """Copy scaledl, its conf/ and slurm/, and the user's packages to `folder`, with the commit and the changes of each.
+    """Copy scaledl, its conf/ and slurm/, and packages that are not installed to `folder`, with commits and changes.
 
     Raises:
         ValueError: a package cannot be found.
+        OSError: the folder exists.
     """
-    sources = {package: _source_of(package) for package in packages}
+    sources = {package: source for package in packages if "site-packages" not in (source := _source_of(package)).parts}
     beside = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     no_caches = shutil.ignore_patterns("__pycache__")
     shutil.copytree(_PACKAGE, beside / "scaledl", ignore=no_caches)
-    for of_checkout in (CONF, SLURM):
-        if of_checkout.parent != _PACKAGE:
-            shutil.copytree(of_checkout, beside / of_checkout.name)
+    shutil.copytree(SLURM, beside / "slurm")
+    if CONF.parent != _PACKAGE:
+        shutil.copytree(CONF, beside / "conf")
     for package, source in sources.items():
         if source.is_dir():
             shutil.copytree(source, beside / package, ignore=no_caches)
         else:
             shutil.copy2(source, beside / source.name)
-    for name, checkout in {"scaledl": _PACKAGE.parent, "project": Path.cwd()}.items():
-        commit = _git(checkout, "rev-parse", "HEAD")
-        if commit and not (name == "project" and checkout == _PACKAGE.parent):
+    of = {"project": Path.cwd()} | ({"scaledl": _PACKAGE.parent} if (_PACKAGE.parent / ".git").exists() else {})
+    for name, checkout in of.items():
+        if commit := _git(checkout, "rev-parse", "HEAD"):
             (beside / f"{name}.commit").write_text(commit)
             (beside / f"{name}.diff").write_text(_git(checkout, "diff", "HEAD"))
-    shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
 
 
@@ -60,7 +60,9 @@ def _source_of(package: str) -> Path:
 def _git(folder: Path, *words: str) -> str:
     """What git answers; nothing where there is no git or no repository."""
     try:
-        asked = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False)
+        asked = subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, errors="replace", check=False
+        )
     except OSError:
         return ""
     return asked.stdout if asked.returncode == 0 else ""

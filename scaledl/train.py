@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import logging
 import resource
+import secrets
 import sys
 import time
 import warnings
@@ -15,11 +16,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from scaledl import build, checkpoint, run_directory
+from scaledl import atomic, build, checkpoint, run_directory
 from scaledl.callbacks.metrics import Metrics
 from scaledl.callbacks.preemption import Preempted
 from scaledl.callbacks.throughput import Throughput
 from scaledl.config.compose import change, compose
+from scaledl.config.resolvers import WANDB_ID
 from scaledl.config.rules import broken_rules
 from scaledl.config.schema import Root
 from scaledl.config.validate import ALLOWED, ConfigError, validate
@@ -52,6 +54,7 @@ def composed(words: list[str], folders: list[Path], allowed: list[str], resume: 
         config, problems = compose(words, folders)
     else:
         config = run_directory.load_config(resume, run_directory.LINKED)
+        _check_not_lost(resume, config.checkpoint.every_n_steps)
         config.run_dir = str(resume)
         problems = change(config, words, folders)
     problems += [] if problems else broken_rules(config)
@@ -60,6 +63,20 @@ def composed(words: list[str], folders: list[Path], allowed: list[str], resume: 
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _check_not_lost(run_dir: Path, every_n_steps: int) -> None:
+    """A run without a checkpoint begins anew, but not over the log of one whose checkpoints were taken away.
+
+    Raises:
+        FileNotFoundError: that is so.
+    """
+    logged = max((line["step"] for line in jsonl.read(run_dir / "metrics.jsonl")), default=0)
+    if logged >= 2 * every_n_steps and checkpoint.latest(run_dir) is None:
+        raise FileNotFoundError(
+            f"{run_dir} has a log of {logged} steps and no whole checkpoint any more; bring its checkpoints/ back, or "
+            "train a new run"
+        )
 
 
 def run(config: DictConfig) -> float | None:
@@ -87,6 +104,8 @@ def run(config: DictConfig) -> float | None:
         run_dir.mkdir(parents=True, exist_ok=True)
         data.save_to(run_dir)
         run_directory.write_config(run_dir, linked, config)
+        if not (run_dir / WANDB_ID).exists():
+            atomic.write_text(run_dir / WANDB_ID, secrets.token_hex(8))
         step = checkpoint.step_of(resumed_from) if resumed_from else -1
         checkpoint.clear_after(run_dir, step)
         jsonl.rewind(run_dir / "metrics.jsonl", step)

@@ -124,6 +124,7 @@ up() {
   command -v slurmctld >/dev/null && command -v munged >/dev/null || fail "Slurm is not installed; scripts/slurm_local.sh install (as root), or: apt-get install slurmctld slurmd slurm-client munge"
   [ ${#DIR} -lt 60 ] || fail "SLURM_LOCAL_DIR=$DIR is too long for a socket's path; give one of fewer than 60 characters"
   if [ -e "$DIR/pids/slurmctld" ] && alive "$(<"$DIR/pids/slurmctld")"; then fail "there is a cluster in $DIR already; scripts/slurm_local.sh down stops it"; fi
+  if [ -e "$DIR" ] && [ ! -e "$DIR/slurm.conf" ] && [ -n "$(ls -A "$DIR")" ]; then fail "$DIR holds other files; SLURM_LOCAL_DIR must name a new or empty folder"; fi
   rm -rf "$DIR"
   mkdir -p "$DIR"/{state,spool,logs,pids}
   chmod 755 "$DIR"

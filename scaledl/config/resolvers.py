@@ -1,6 +1,5 @@
 """Values that a config takes from its surroundings: the run's name and whether Weights & Biases has an account."""
 
-import hashlib
 import netrc
 import os
 import secrets
@@ -8,6 +7,8 @@ import time
 from pathlib import Path
 
 from omegaconf import OmegaConf
+
+WANDB_ID = "wandb_id"  # a file in the run directory
 
 
 def run_id() -> str:
@@ -47,8 +48,9 @@ def wandb_offline() -> bool:
 
 
 def wandb_id(run_dir: str) -> str | None:
-    """The same for every attempt of a run; None offline, where the client can resume nothing."""
-    return None if wandb_offline() else hashlib.sha256(os.path.abspath(run_dir).encode()).hexdigest()[:16]
+    """What the run's directory holds for all its attempts; None offline, where the client can resume nothing."""
+    kept = Path(run_dir) / WANDB_ID
+    return kept.read_text() if kept.is_file() and not wandb_offline() else None
 
 
 def register() -> None:

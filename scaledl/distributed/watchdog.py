@@ -95,6 +95,7 @@ class Watchdog:
         self._store = store
         self._progress = (0, "start")
         self._beats, self._left = 0, ""
+        self._launcher = os.getppid()
         self._born = _stat(os.getpid())[1]
         self._rank_zero: Sign | None = None
         self._stopped = threading.Event()
@@ -205,7 +206,9 @@ class Watchdog:
             lines.insert(1, f"  rank 0 (host {stopped.host}, pid {stopped.pid}) is stopped")
         _print("\n".join(lines))
         if "TORCHELASTIC_RUN_ID" in os.environ:  # cut off as we are, torchrun would wait for its own store for minutes
-            os.kill(os.getppid(), signal.SIGTERM)
+            with contextlib.suppress(OSError):
+                if os.getppid() == self._launcher:  # else it is gone, and our parent is another
+                    os.kill(self._launcher, signal.SIGTERM)
         self._end([stopped] if stopped else [])
 
     def _end(self, silent: list[Sign]) -> None:

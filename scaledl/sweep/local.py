@@ -1,20 +1,21 @@
 """A sweep on this machine: one trial after the other, each in a process of its own."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from scaledl import run_directory
+from scaledl import processes, run_directory
 from scaledl.config.validate import ConfigError
 from scaledl.distributed import group
 from scaledl.sweep.grid import Trial, trials
 
 
 def sweep(words: list[str], folders: list[Path], allowed: list[str]) -> int:
-    """Train every trial; how many failed. A failed one does not end the sweep; one completed before is not repeated.
+    """Train every trial; 0, or 1 if one failed, or the code of one that a signal stopped, and with it the sweep.
+
+    A failed trial does not end the sweep; one completed before is not repeated.
 
     Raises:
         ConfigError: a trial's config is wrong; nothing was trained.
@@ -28,12 +29,12 @@ def sweep(words: list[str], folders: list[Path], allowed: list[str]) -> int:
         console.print(f"trial {number + 1} of {len(every)}: {' '.join(trial.own)}", style="bold")
         options = [option for folder in folders[:-1] for option in ("--config-dir", str(folder))]  # the last is ours
         options += [option for package in allowed for option in ("--allow", package)]
-        failed += (
-            subprocess.run([sys.executable, "-m", "scaledl", "train", *options, *trial.words], check=False).returncode
-            != 0
-        )
+        code = processes.run([sys.executable, "-m", "scaledl", "train", *options, *trial.words])
+        if code > 128:
+            return code
+        failed += code != 0
     console.print(table_of(every))
-    return failed
+    return min(1, failed)
 
 
 def table_of(every: list[Trial]) -> Table:

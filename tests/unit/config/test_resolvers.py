@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 from torch.distributed import TCPStore
 
-from scaledl.config.resolvers import register, run_id, wandb_id, wandb_offline
+from scaledl.config.resolvers import WANDB_ID, register, run_id, wandb_id, wandb_offline
 
 SLURM = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
 TORCHRUN = ("TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
@@ -59,12 +59,13 @@ def test_ranks_without_a_store_that_outlives_them_take_their_launcher_s_name(mon
     assert run_id() == "job-17"
 
 
-def test_attempts_of_a_run_are_one_run_online_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attempts_of_a_run_are_one_run_online_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")
-    assert wandb_id("runs/a") == wandb_id(os.path.abspath("runs/a"))
-    assert wandb_id("runs/a") != wandb_id("runs/b")
+    assert wandb_id(str(tmp_path)) is None
+    (tmp_path / WANDB_ID).write_text("0123abcd")
+    assert wandb_id(str(tmp_path)) == "0123abcd"
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert wandb_id("runs/a") is None
+    assert wandb_id(str(tmp_path)) is None
 
 
 def test_a_shell_inside_an_allocation_is_no_task_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """A run that is killed, stopped or asked to go on repeats no number and loses none."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -81,3 +82,25 @@ def test_a_signal_saves_and_resume_goes_on(scaledl, environment, tmp_path: Path,
     steps = [line["step"] for line in metrics_of(run_dir) if "train/loss" in line]
     assert steps == list(range(1, 61))
     assert summary_of(run_dir)["status"] == "completed"
+
+
+def test_a_config_alone_begins_and_a_log_without_its_checkpoints_is_left_alone(scaledl, tmp_path: Path) -> None:
+    """The first is what a queued job does with what `scaledl launch slurm` has kept."""
+    words = [
+        "experiment=mlp/circles",
+        "~callbacks.decision_boundary",
+        "trainer.max_steps=20",
+        "checkpoint.every_n_steps=5",
+    ]
+    scaledl("train", *words, "run_id=a")
+    first, second = tmp_path / "runs/mlp/circles/a", tmp_path / "runs/mlp/circles/b"
+    second.mkdir()
+    shutil.copy(first / "composed.yaml", second)
+    scaledl("resume", str(second))
+    assert metrics_of(second) == metrics_of(first)
+
+    shutil.rmtree(second / "checkpoints")
+    log = (second / "metrics.jsonl").read_bytes()
+    said = scaledl("resume", str(second), code=1).stderr
+    assert "has a log of 20 steps and no whole checkpoint any more" in said
+    assert (second / "metrics.jsonl").read_bytes() == log

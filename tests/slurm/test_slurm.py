@@ -7,7 +7,7 @@ import pytest
 
 from scripts.parity import gap
 from tests.conftest import COMMAND, ROOT, TINY_GPT, metrics_of, summary_of
-from tests.slurm.conftest import Cluster, until
+from tests.slurm.conftest import Cluster, Job, until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -146,23 +146,21 @@ def test_a_sweep_as_an_array(nodes: Cluster, environment, tmp_path: Path) -> Non
 
 
 def test_what_was_submitted_runs_though_the_code_has_changed(nodes: Cluster, environment, slow, tmp_path: Path) -> None:
-    """Through `scaledl launch slurm`, as a sweep of two trials."""
-    words = ["experiment=mlp/circles", "~callbacks.decision_boundary", "trainer.max_steps=5", "seed=0,1", *slow]
-    launch = [
-        "launch",
-        "slurm",
-        "--hold",
-        "--time=5",
-        "--",
-        "train",
-        "-m",
-        "--allow",
-        "mine",
-        *words,
-        "hydra.sweep.dir=sw",
-    ]
-    own = environment | nodes.settings | {"PATH": nodes.settings["PATH"]}
-    done = subprocess.run([*COMMAND, *launch], cwd=tmp_path, env=own, capture_output=True, text=True, check=False)
+    """Through `scaledl launch slurm`, as a sweep of four trials."""
+    words = ["experiment=mlp/circles", "~callbacks.decision_boundary", "trainer.max_steps=5", "seed=0,1,2,3", *slow]
+    train = ["--", "train", "-m", "--allow", "mine", *words, "hydra.sweep.dir=sw"]
+
+    def launch(*options: str) -> subprocess.CompletedProcess[str]:
+        own = environment | nodes.settings
+        command = [*COMMAND, "launch", "slurm", *options, *train]
+        return subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, check=False)
+
+    refused = launch("--partition=nowhere")
+    assert refused.returncode == 1
+    assert "scaledl: sbatch refused: " in refused.stderr
+    assert not (tmp_path / "sw").exists()
+
+    done = launch("--hold", "--time=5")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "sw" / "code" / "scaledl" / "cli.py").exists()
     assert (tmp_path / "sw" / "code" / "mine.py").read_text() == SLOW
@@ -170,9 +168,9 @@ def test_what_was_submitted_runs_though_the_code_has_changed(nodes: Cluster, env
 
     number = done.stdout.split("\njob ")[1].split()[0]
     nodes.ask("scontrol", "release", number)
-    from tests.slurm.conftest import Job
-
     job = Job(nodes, number, tmp_path / "sw" / "logs")
     job.end()
-    assert [facts["JobState"] for facts in job.facts()] == ["COMPLETED"] * 2, job.log()
-    assert [summary_of(tmp_path / "sw" / f"trial_000{n}")["status"] for n in (0, 1)] == ["completed"] * 2
+    assert [facts["JobState"] for facts in job.facts()] == ["COMPLETED"] * 4, job.log()
+    trials = [tmp_path / "sw" / f"trial_000{n}" for n in range(4)]
+    assert [summary_of(trial)["status"] for trial in trials] == ["completed"] * 4
+    assert len({summary_of(trial)["config_hash"] for trial in trials}) == 4

@@ -17,7 +17,7 @@ SLURM = ["launch", "slurm", "--nodes", "2", "--gpus-per-node", "4", "--time", "1
 
 def test_a_dry_run_shows_the_submission_and_writes_nothing(scaledl, tmp_path: Path) -> None:
     said = scaledl(*SLURM, *CIRCLES, "strategy=fsdp", "data.global_batch_size=64", "run_id=a").stdout
-    assert "sbatch --parsable --nodes=2" in said
+    assert "sbatch --parsable --export=ALL --nodes=2" in said
     assert "--gpus-per-node=4 --time 1:00:00" in said
     assert "RANKS_PER_NODE=4" in said
     assert "#SBATCH --requeue" in said

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 
+from scaledl.distributed.rendezvous import meet
+
 T = TypeVar("T")
 
 
@@ -41,8 +43,12 @@ def join(timeout: timedelta = timedelta(hours=2)) -> None:
         here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(here)
         backend = "cpu:gloo,cuda:nccl"
-    alone: dict[str, Any] = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group(backend, timeout=timeout, device_id=here, **alone)
+    through: dict[str, Any] = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = meet(dist.TCPStore(address, port, is_master=False, timeout=timeout), rank(), world_size(), timeout)
+        through = {"store": store, "rank": rank(), "world_size": world_size()}
+    dist.init_process_group(backend, timeout=timeout, device_id=here, **through)
 
 
 def leave() -> None:

@@ -41,8 +41,6 @@ def connect(timeout_seconds: float = STORE_SECONDS) -> dist.Store:
     """A connection to the default process group's store that shares neither lock nor timeout with the training's."""
     store = _get_default_store().clone()  # type: ignore[attr-defined]
     store.set_timeout(timedelta(seconds=timeout_seconds))
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # which outlives the processes that torchrun restarts
-        return dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     return store
 
 

@@ -77,7 +77,10 @@ class Agent:
         self.process.wait()
 
     def end(self, seconds: float) -> int:
-        return self.process.wait(seconds)
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"torchrun still runs after {seconds} s\n{self.said}") from None
 
     @property
     def said(self) -> str:

@@ -13,7 +13,11 @@ from scaledl.data.sampler import EvalBatches, TrainBatches
 
 
 class BatchDataset(Protocol):
-    """Index-based access, a batch at a time."""
+    """Index-based access, a batch at a time.
+
+    A training set may also have `lengths(indices)` and `weights(indices)` (see `TrainBatches`), and `shuffled = False`
+    where its order means something.
+    """
 
     def __len__(self) -> int: ...
 
@@ -95,10 +99,11 @@ class Data(pl.LightningDataModule):
 
     def positions(self, batch_idx: int) -> Tensor:
         """Where in the endless line of training samples those of a micro-batch of this rank stand, (B,) int64."""
-        step, micro_batch = divmod(batch_idx, self.accumulation)
-        first = self.samples_seen_before + (step - self.step_before) * self.global_batch_size
-        first += self.rank * self.global_batch_size // self.world_size + micro_batch * self.micro_batch_size
-        return torch.arange(first, first + self.micro_batch_size)
+        return torch.from_numpy(self._train_batches.positions(batch_idx - self.step_before * self.accumulation))
+
+    def weight_share(self, batch_idx: int) -> float:
+        """What a micro-batch's means are multiplied by, so that their average is the mean over the global batch."""
+        return self._train_batches.weight_share(batch_idx - self.step_before * self.accumulation)
 
     def state_dict(self) -> dict[str, Any]:
         return {"samples_seen": self.samples_seen}
@@ -110,7 +115,7 @@ class Data(pl.LightningDataModule):
         dataset = self.split("train")
         assert dataset is not None
         self.step_before = self.trainer.global_step if self.trainer else 0
-        batches = TrainBatches(
+        self._train_batches = TrainBatches(
             len(dataset),
             self.global_batch_size,
             self.micro_batch_size,
@@ -118,8 +123,11 @@ class Data(pl.LightningDataModule):
             rank=self.rank,
             world_size=self.world_size,
             start=self.samples_seen_before,
+            shuffled=getattr(dataset, "shuffled", True),
+            lengths=getattr(dataset, "lengths", None),
+            weights=getattr(dataset, "weights", None),
         )
-        return self._loader(dataset, batches)
+        return self._loader(dataset, self._train_batches)
 
     def val_dataloader(self) -> DataLoader | list:
         return self._eval_loader("val", self.limit_val_batches)

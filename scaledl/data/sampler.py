@@ -5,11 +5,14 @@ Training reads one endless line of positions 0, 1, 2, ... The sample at position
 number of positions already read.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
+
+OfSamples = Callable[[np.ndarray], np.ndarray]  # a number for each sample, by indices (n,)
 
 _ROUNDS = 4
 _TOGETHER = 4096  # positions permuted in one call, which for few costs a tenth of a millisecond
@@ -50,6 +53,12 @@ class TrainBatches(Sampler[np.ndarray]):
 
     Global batch b covers global_batch_size positions from start + b * global_batch_size on; each rank takes a
     contiguous share of it, in micro-batches. The union over ranks is the same for every world size.
+
+    Args:
+        shuffled: by `permute`; else position p is sample p mod N.
+        lengths: of samples by their indices (n,). A global batch is then sorted by it and dealt out micro-batch by
+            micro-batch over the ranks, so that those in one need little padding.
+        weights: how many things the mean over a sample counts (see `weight_share`), by indices (n,); None: one.
     """
 
     def __init__(
@@ -62,28 +71,59 @@ class TrainBatches(Sampler[np.ndarray]):
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
+        shuffled: bool = True,
+        lengths: OfSamples | None = None,
+        weights: OfSamples | None = None,
     ):
-        self.num_samples, self.seed, self.start = num_samples, seed, start
+        self.num_samples, self.seed, self.start, self.shuffled = num_samples, seed, start, shuffled
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
-        self.share = global_batch_size // world_size
-        self.offset = rank * self.share
+        self.rank, self.world_size, self.share = rank, world_size, global_batch_size // world_size
+        self.lengths, self.weights = lengths, weights
 
     def samples_at(self, positions: np.ndarray) -> np.ndarray:
         """Sample indices (n,) at stream `positions` (n,)."""
         epochs, within = np.divmod(positions, self.num_samples)
+        if not self.shuffled:
+            return within
         samples = np.empty_like(within)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
             samples[chosen] = permute(within[chosen], self.num_samples, self.seed, int(epoch))
         return samples
 
+    def positions(self, index: int) -> np.ndarray:
+        """Where in the endless line the samples of this rank's micro-batch `index` stand, (micro_batch_size,)."""
+        step, number = divmod(index, self.share // self.micro_batch_size)
+        if self.lengths is None:
+            first = self.start + step * self.global_batch_size + self.rank * self.share
+            return np.arange(self.micro_batch_size) + first + number * self.micro_batch_size
+        together = self._global_batch(step)
+        ordered = together[np.argsort(self.lengths(self.samples_at(together)), kind="stable")]
+        return ordered.reshape(-1, self.micro_batch_size)[number * self.world_size + self.rank]
+
+    def weight_share(self, index: int) -> float:
+        """By how much this rank's micro-batch `index` weighs more than the average one of its global batch.
+
+        Means over micro-batches, times this, average to the mean over the global batch.
+        """
+        if self.weights is None:
+            return 1.0
+        together = self._global_batch(index // (self.share // self.micro_batch_size))
+        average = self.weights(self.samples_at(together)).mean()
+        return float(self.weights(self.samples_at(self.positions(index))).mean() / average) if average else 0.0
+
     def __iter__(self) -> Iterator[np.ndarray]:
+        if self.lengths is not None:
+            yield from (self.samples_at(self.positions(index)) for index in itertools.count())
         steps = max(1, _TOGETHER // self.share)
         positions = np.add.outer(np.arange(steps) * self.global_batch_size, np.arange(self.share))  # (steps, share)
-        positions += self.start + self.offset
+        positions += self.start + self.rank * self.share
         while True:
             yield from self.samples_at(positions.ravel()).reshape(-1, self.micro_batch_size)
             positions += steps * self.global_batch_size
+
+    def _global_batch(self, step: int) -> np.ndarray:
+        return np.arange(self.global_batch_size) + self.start + step * self.global_batch_size
 
 
 class EvalBatches(Sampler[np.ndarray]):

@@ -24,7 +24,7 @@ class Windows:
     """Windows of `seq_len` tokens and, as labels, the token that follows each.
 
     Training windows are whole and begin every `stride` tokens. With `every_token` they follow one another and the last
-    is padded (labels -100, document -1), so that each token after the first is predicted exactly once.
+    is padded (`pad_id`, labels -100, document -1), so that each token after the first is predicted exactly once.
 
     Args:
         bytes_per_token: UTF-8 bytes of the text per token: nats per token / (ln 2 * bytes per token) are bits per byte.
@@ -35,13 +35,13 @@ class Windows:
         tokens: Tokens,
         seq_len: int,
         *,
-        eos_id: int,
+        pad_id: int,
         bytes_per_token: float,
         stride: int | None = None,
         every_token: bool = False,
         document_mask: bool = False,
     ):
-        self.tokens, self.seq_len, self.eos_id, self.bytes_per_token = tokens, seq_len, eos_id, bytes_per_token
+        self.tokens, self.seq_len, self.pad_id, self.bytes_per_token = tokens, seq_len, pad_id, bytes_per_token
         self.stride, self.every_token, self.document_mask = stride or seq_len, every_token, document_mask
         self.span = np.arange(seq_len + 1)
 
@@ -60,7 +60,7 @@ class Windows:
         ids = self.tokens.take(positions)
         labels = ids[:, 1:].copy()
         if beyond is not None:
-            ids[beyond], labels[beyond[:, 1:]] = self.eos_id, IGNORED
+            ids[beyond], labels[beyond[:, 1:]] = self.pad_id, IGNORED
         batch = {"input_ids": torch.from_numpy(ids[:, :-1].copy()), "labels": torch.from_numpy(labels)}
         if self.document_mask:
             documents = self.tokens.documents(positions[:, :-1])
@@ -70,13 +70,45 @@ class Windows:
         return batch
 
 
+class Streams:
+    """Windows as `num_streams` readers meet them, each in its own part of the text, one window after the other.
+
+    Sample t · num_streams + s is the t-th window of reader s. `begins` (B,) is true for first windows: what a model
+    carries from window to window starts anew there.
+    """
+
+    shuffled = False
+
+    def __init__(self, windows: Windows, num_streams: int):
+        self.windows, self.num_streams, self.each = windows, num_streams, len(windows) // num_streams
+        if not self.each:
+            raise ValueError(
+                f"the text has {len(windows)} windows of data.seq_len={windows.seq_len}, too few for "
+                f"{num_streams} streams, one for each sample of data.global_batch_size; take less of either"
+            )
+
+    def __len__(self) -> int:
+        return self.each * self.num_streams
+
+    def __getitems__(self, indices: np.ndarray) -> dict[str, Tensor]:
+        turn, stream = np.divmod(np.asarray(indices), self.num_streams)
+        batch = self.windows.__getitems__(stream * self.each + turn)
+        return {**batch, "begins": torch.from_numpy(turn == 0)}
+
+
 def windows_of_text(text: str, tokenizer: Tokenizer, seq_len: int) -> Windows:
     """Any text as an evaluation set: every token after the first is predicted once."""
     ids = tokenizer.encode(text)
     if len(ids) < 2:
         raise ValueError(f"a text of {len(ids)} token(s) has nothing to predict; give at least 2 tokens")
     bytes_per_token = len(text.encode()) / len(ids)
-    return Windows(Tokens([ids]), seq_len, eos_id=tokenizer.eos_id, bytes_per_token=bytes_per_token, every_token=True)
+    return Windows(
+        Tokens([ids]), seq_len, pad_id=_padding(tokenizer), bytes_per_token=bytes_per_token, every_token=True
+    )
+
+
+def _padding(tokenizer: Tokenizer) -> int:
+    return tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
 
 
 class TextData(Data):
@@ -92,9 +124,13 @@ class TextData(Data):
         text_column: of jsonl, parquet and Hub rows.
         encoding: of text files.
         stride: tokens from the begin of one training window to the next; null = seq_len, 1 = every offset is a sample.
+        order: `shuffled`, or `streams`: each sample of a batch goes on where it ended in the batch before, for models
+            that carry a state.
+        val_seq_len: tokens of a validation window; null = seq_len.
         val_fraction: of the characters; whole documents where there are many, else the end of the text.
         document_mask: also give `document_ids`, so that attention can stay within a document.
         vocab_size: null = the tokenizer's; a larger one (a multiple of 64, say) is kept.
+        mask_id: null = the tokenizer's, if it has one: what masked modelling puts in the place of a token.
         cache_dir: of the tokens.
         num_proc: processes that tokenise; null = one a core.
     """
@@ -113,22 +149,32 @@ class TextData(Data):
         text_column: str = "text",
         encoding: str = "utf-8",
         stride: int | None = None,
+        order: Literal["shuffled", "streams"] = "shuffled",
+        val_seq_len: int | None = None,
         val_fraction: float = 0.1,
         document_mask: bool = False,
         vocab_size: int | None = None,
+        mask_id: int | None = None,
         cache_dir: str = "~/.cache/scaledl",
         num_proc: int | None = None,
         seed: int = 0,
         num_workers: int = 0,
     ):
         super().__init__(global_batch_size, micro_batch_size, seed, num_workers)
-        for name, value in {"seq_len": seq_len, "stride": stride, "num_proc": num_proc}.items():
+        at_least_one = {"seq_len": seq_len, "stride": stride, "num_proc": num_proc, "val_seq_len": val_seq_len}
+        for name, value in at_least_one.items():
             if value is not None and value < 1:
                 raise ValueError(f"data.{name}={value} must be at least 1")
         if not 0 <= val_fraction < 1:
             raise ValueError(f"data.val_fraction={val_fraction} must lie in [0, 1); 0 trains on all of the text")
+        if order == "streams" and stride not in (None, seq_len):
+            raise ValueError(
+                f"data.order=streams reads windows one after the other, but data.stride={stride} lets them overlap or "
+                f"leaves gaps; set it to null"
+            )
+        self.order, self.val_seq_len = order, val_seq_len or seq_len
         self.source = (path, dataset, dataset_config, dataset_split, embedded, text_column, encoding)
-        self.tokenizer, self.vocab_size = tokenizer, vocab_size
+        self.tokenizer, self.vocab_size, self.mask_id = tokenizer, vocab_size, mask_id
         self.text_column, self.encoding = text_column, encoding
         self.seq_len, self.stride, self.document_mask = seq_len, stride, document_mask
         self.val_fraction, self.num_proc = val_fraction, num_proc
@@ -188,6 +234,9 @@ class TextData(Data):
 
     def facts(self) -> dict[str, Any]:
         found: dict[str, Any] = {"vocab_size": self.vocab_size or self.tokenizer.vocab_size}
+        mask_id = self.tokenizer.mask_id if self.mask_id is None else self.mask_id
+        if mask_id is not None:
+            found["mask_id"] = mask_id
         if self.source[0]:
             found["path"] = os.path.abspath(
                 os.path.expanduser(os.path.expandvars(self.source[0]))
@@ -200,14 +249,19 @@ class TextData(Data):
 
     def datasets(self) -> dict[str, BatchDataset]:
         assert self.folder is not None, "prepare comes first"
-        return {split: self._windows(split) for split in ("train", "val") if self.manifest["splits"][split]["tokens"]}
+        found: dict[str, BatchDataset] = {
+            split: self._windows(split) for split in ("train", "val") if self.manifest["splits"][split]["tokens"]
+        }
+        if self.order == "streams":
+            found["train"] = Streams(self._windows("train"), self.global_batch_size)
+        return found
 
     def _windows(self, split: str) -> Windows:
         assert self.folder is not None
         return Windows(
             Tokens.open(self.folder, split, self.document_mask),
-            self.seq_len,
-            eos_id=self.tokenizer.eos_id,
+            self.seq_len if split == "train" else self.val_seq_len,
+            pad_id=_padding(self.tokenizer),
             bytes_per_token=self.bytes_per_token(split),
             stride=self.stride if split == "train" else None,
             every_token=split == "val",

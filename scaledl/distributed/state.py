@@ -22,6 +22,7 @@ from scaledl.distributed import gradients, storage
 from scaledl.distributed.pieces import Pieces
 from scaledl.distributed.saver import Saver
 
+PARTS = ("weights", "optimizer", "ema", "carried")
 _WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
 
 
@@ -107,7 +108,7 @@ class RunState(Strategy):
     # -- the same for every strategy -------------------------------------------------------------------------------
 
     @property
-    def _task(self) -> nn.Module:
+    def _task(self) -> Any:
         assert self.lightning_module is not None
         return self.lightning_module
 
@@ -117,7 +118,7 @@ class RunState(Strategy):
             self._saver = Saver()
         return self._saver
 
-    def state_tensors(self, parts: tuple[str, ...] = ("weights", "optimizer", "ema")) -> dict[str, Pieces]:
+    def state_tensors(self, parts: tuple[str, ...] = PARTS) -> dict[str, Pieces]:
         """All tensors of the run's state that this rank holds, by name; `parts` chooses from them."""
         found: dict[str, Pieces] = {}
         if "weights" in parts:
@@ -131,9 +132,14 @@ class RunState(Strategy):
         if "ema" in parts and self.average is not None:
             weights = self.pieces(list(self.average)) | self._fixed()
             found |= {f"ema/{name}": pieces for name, pieces in weights.items()}
+        if "carried" in parts:
+            found |= {
+                f"carried/{name}": _over_samples(held, self._task.trainer.datamodule.global_batch_size)
+                for name, held in self._task.carried().items()
+            }
         return found
 
-    def load_tensors(self, folder: Path, parts: tuple[str, ...] = ("weights", "optimizer", "ema")) -> None:
+    def load_tensors(self, folder: Path, parts: tuple[str, ...] = PARTS) -> None:
         """Fill this rank's share of the state from a checkpoint of any strategy and number of ranks, in place."""
         if "optimizer" in parts:
             for optimizer in self._state_optimizers():
@@ -145,7 +151,7 @@ class RunState(Strategy):
             storage.sizes(folder),
         )
         # What an optimiser never wrote (no good step yet, a parameter without gradients) is as at its beginning: zero.
-        begins = [name for name in wanted if name.startswith("optimizer.") and name not in saved]
+        begins = [name for name in wanted if name.startswith(("optimizer.", "carried/")) and name not in saved]
         with torch.no_grad():
             for name in begins:
                 for _, part in wanted.pop(name).parts:
@@ -258,6 +264,12 @@ class RunState(Strategy):
         if sys.exc_info()[0] is None:  # after a failure the other ranks may be gone, and the save with them
             self.saver.wait()
         super().teardown()
+
+
+def _over_samples(held: list[tuple[int, Tensor]], samples: int) -> Pieces:
+    """Tensors (depth, n, dim) as parts of one over all samples of the global batch."""
+    depth, _, dim = held[0][1].shape
+    return Pieces(torch.Size((depth, samples, dim)), held[0][1].dtype, [((0, at, 0), tensor) for at, tensor in held])
 
 
 def _holds_average(folder: Path) -> bool:

@@ -36,6 +36,7 @@ class Task(pl.LightningModule):
         self.model: nn.Module = None  # type: ignore[assignment]
         self.noise: Noise = None  # type: ignore[assignment]  # of the batch at hand
         self.step_metrics: dict[str, Tensor] = {}
+        self._weight_share = 1.0
         self._eval_sums: dict[str, Tensor] = {}
         self.eval_dataset: Any = None  # of the evaluation that is running or has ended last
 
@@ -44,12 +45,19 @@ class Task(pl.LightningModule):
         raise NotImplementedError(f"{type(self).__name__} must return its losses and metrics")
 
     def weight(self, batch: dict[str, Tensor]) -> int | Tensor:
-        """Over how many things (samples, tokens) the means of a batch go."""
+        """Over how many things (samples, tokens) the means of a batch go; the training set's `weights` say the same."""
         return len(next(iter(batch.values())))
 
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
         """The metrics of a whole evaluation from its means; a place for what is no mean, such as perplexity."""
         return means
+
+    def carried(self) -> dict[str, list[tuple[int, Tensor]]]:
+        """What goes from one training batch into the next besides weights, and so into checkpoints, by name.
+
+        Tensors (depth, n, dim) over samples of the global batch, each with the number of its first sample there.
+        """
+        return {}
 
     # -- nothing from here on is for a subclass to write -----------------------------------------------------------
 
@@ -79,6 +87,7 @@ class Task(pl.LightningModule):
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         self.noise = Noise(self.model_builder.seed, data.positions(batch_idx).to(self.device))
+        self._weight_share = data.weight_share(batch_idx)
         seed = ((self.model_builder.seed * 1_000_003 + batch_idx) * 65_537 + data.rank) % 2**63
         # Not torch.manual_seed: where CUDA is not in use it keeps every call for later, with a stack trace, for 1 ms.
         torch.default_generator.manual_seed(seed)
@@ -87,6 +96,8 @@ class Task(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         metrics = self.objective(batch)
+        if self._weight_share != 1:
+            metrics = {name: value * self._weight_share for name, value in metrics.items()}
         accumulation = self.trainer.accumulate_grad_batches
         first = batch_idx % accumulation == 0
         for name, value in metrics.items():

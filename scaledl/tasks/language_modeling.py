@@ -1,22 +1,75 @@
 """Next-token prediction, and writing by it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim import Optimizer
 
+from scaledl.distributed.parallelize import ModelBuilder
 from scaledl.tasks.base import Task
 
 
 class LanguageModeling(Task):
-    """Cross entropy of the next token: `input_ids` (B, T), `labels` (B, T) already shifted, in nats a token."""
+    """Cross entropy of the next token: `input_ids` (B, T), `labels` (B, T) already shifted, in nats a token.
+
+    Where a batch says what `begins` (B,), each of its samples goes on from the state that the model had at the end of
+    the batch before, without gradient: truncated back-propagation through time.
+    """
+
+    def __init__(
+        self,
+        model: ModelBuilder,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[[Optimizer], Any] | None = None,
+    ):
+        super().__init__(model, optimizer, scheduler)
+        self._states: list[Any] = []  # of the streams of each micro-batch of a step
+        self._micro_batch = 0
 
     def objective(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         context = {"document_ids": batch["document_ids"]} if "document_ids" in batch else {}
+        if "begins" in batch:
+            context["cache"] = self._carried_into(batch)
         logits = self.model(batch["input_ids"], **context)  # (B, T, V)
         return {"loss": F.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())}
+
+    def on_fit_start(self) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not getattr(data.split("train"), "shuffled", True):
+            self._states = [
+                self.model.make_cache(data.micro_batch_size, 1)  # type: ignore[operator]
+                for _ in range(data.accumulation)
+            ]
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        self._micro_batch = batch_idx % self.trainer.accumulate_grad_batches
+
+    def carried(self) -> dict[str, list[tuple[int, Tensor]]]:
+        """States (depth, B, dim), by name, each with the number of its first stream among those of all ranks."""
+        found: dict[str, list[tuple[int, Tensor]]] = {}
+        for number, state in enumerate(self._states):
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            first = (data.rank * len(self._states) + number) * data.micro_batch_size
+            for index, tensor in enumerate(state.tensors):
+                found.setdefault(f"state_{index}", []).append((first, tensor))
+        return found
+
+    def _carried_into(self, batch: dict[str, Tensor]) -> Any:
+        if not getattr(self.model, "carries_state", False):
+            raise ValueError(
+                f"data.order=streams is for models that carry a state, and {type(self.model).__name__} has none; take "
+                "data.order=shuffled or a recurrent model"
+            )
+        if not self._states:  # outside a training: a batch alone
+            return self.model.make_cache(len(batch["input_ids"]), 1)  # type: ignore[operator]
+        state = self._states[self._micro_batch]
+        state.tensors = tuple(t.masked_fill(batch["begins"][:, None], 0) for t in state.tensors)
+        return state
 
     def weight(self, batch: dict[str, Tensor]) -> Tensor:
         return (batch["labels"] >= 0).sum()

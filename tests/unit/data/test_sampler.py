@@ -90,3 +90,49 @@ def test_a_rank_without_a_batch_takes_the_first_one_again():
     batches = EvalBatches(9, 4, rank=1, world_size=2)
     assert [batches.repeats(index) for index in range(len(batches))] == [False, True]
     assert batches.positions(1).tolist() == [0, 1, 2, 3]
+
+
+LENGTHS = np.random.default_rng(0).integers(1, 20, 50)
+
+
+def of_sample(indices):
+    return LENGTHS[indices].astype(float)
+
+
+@pytest.mark.parametrize(("world_size", "micro"), [(1, 24), (1, 4), (2, 6), (4, 3)])
+def test_sorted_global_batches_hold_the_same_samples_and_little_padding(world_size, micro):
+    passes = 24 // world_size // micro
+    plain = first(TrainBatches(50, 24, 24, seed=3), 5)
+    ranks = [
+        TrainBatches(50, 24, micro, seed=3, rank=rank, world_size=world_size, lengths=of_sample)
+        for rank in range(world_size)
+    ]
+    fed = [first(batches, 5 * passes) for batches in ranks]
+    for step in range(5):
+        in_order = [fed[rank][step * passes + number] for number in range(passes) for rank in range(world_size)]
+        assert sorted(np.concatenate(in_order)) == sorted(plain[step])
+        lengths = LENGTHS[np.concatenate(in_order)]
+        assert (np.diff(lengths) >= 0).all()
+    for batches, of_rank in zip(ranks, fed, strict=True):
+        for index, indices in enumerate(of_rank):
+            np.testing.assert_array_equal(batches.samples_at(batches.positions(index)), indices)
+
+
+@pytest.mark.parametrize("lengths", [None, of_sample])
+def test_weighted_means_of_micro_batches_average_to_the_mean_of_the_global_batch(lengths):
+    values = np.random.default_rng(1).normal(size=50)
+    for step in range(3):
+        found = []
+        for rank in range(2):
+            batches = TrainBatches(50, 24, 4, seed=3, rank=rank, world_size=2, lengths=lengths, weights=of_sample)
+            for index in range(3 * step, 3 * step + 3):
+                chosen = batches.samples_at(batches.positions(index))
+                mean = np.average(values[chosen], weights=LENGTHS[chosen])
+                found.append(mean * batches.weight_share(index))
+        whole = first(TrainBatches(50, 24, 24, seed=3), step + 1)[step]
+        assert np.mean(found) == pytest.approx(np.average(values[whole], weights=LENGTHS[whole]))
+
+
+def test_without_shuffling_the_order_is_that_of_the_samples():
+    batches = first(TrainBatches(10, 4, 2, seed=3, shuffled=False), 6)
+    assert np.concatenate(batches).tolist() == [*range(10), 0, 1]

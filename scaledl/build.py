@@ -15,6 +15,7 @@ from omegaconf import DictConfig, open_dict
 from torch import nn
 
 from scaledl.callbacks.checkpoint import Checkpoint
+from scaledl.callbacks.init_from import InitFrom
 from scaledl.callbacks.preemption import Preemption
 from scaledl.callbacks.test import BestOnTest
 from scaledl.config.rules import micro_batch_of
@@ -24,6 +25,7 @@ from scaledl.distributed.fsdp import tensor_parallel_plan
 from scaledl.distributed.parallelize import ModelBuilder, blocks_of
 from scaledl.distributed.state import RunState
 from scaledl.loggers.jsonl import JsonlLogger
+from scaledl.optim.groups import needs_of
 from scaledl.tasks.base import Task
 
 # Arguments that code passes itself, by the node that a config therefore need not give them for.
@@ -97,9 +99,12 @@ def strategy(config: DictConfig) -> RunState:
     return instantiate(config.strategy)
 
 
-def trainer(config: DictConfig, run_dir: Path, data: Data, strategy: RunState) -> pl.Trainer:
+def trainer(
+    config: DictConfig, run_dir: Path, data: Data, strategy: RunState, begin: InitFrom | None = None
+) -> pl.Trainer:
     """Lightning's trainer over one endless epoch: the order of the data counts epochs itself."""
-    callbacks = [instantiate(node) for node in config.callbacks.values() if node]
+    callbacks = [begin] if begin else []  # before those that look at weights
+    callbacks += [instantiate(node) for node in config.callbacks.values() if node]
     callbacks += [instantiate(config.checkpoint), BestOnTest()]
     callbacks.sort(key=lambda callback: isinstance(callback, Preemption))  # last: what it stops is logged and saved
     for callback in callbacks:
@@ -173,12 +178,13 @@ def check_served(task: Task, strategy: RunState) -> None:
         ValueError: it cannot; the reason is in the message.
     """
     name = strategy.strategy_name
-    for need in task.needs:
-        if need in strategy.cannot:
-            raise ValueError(
-                f"strategy={name} cannot serve {type(task).__name__}, which needs {need.replace('_', ' ')}: "
-                f"{strategy.cannot[need]}; strategy=ddp can"
-            )
+    for who, needs in ((type(task).__name__, task.needs), ("this optimizer", needs_of(task.make_optimizer))):
+        for need in needs:
+            if need in strategy.cannot:
+                raise ValueError(
+                    f"strategy={name} cannot serve {who}, which needs {need.replace('_', ' ')}: "
+                    f"{strategy.cannot[need]}; strategy=ddp can"
+                )
     model = task.model_builder.on_meta()
     if strategy.tensor_parallel_size > 1:
         for block in blocks_of(model) or [model]:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from scaledl import atomic, build, checkpoint, run_directory
+from scaledl.callbacks.init_from import InitFrom
 from scaledl.callbacks.metrics import Metrics
 from scaledl.callbacks.preemption import Preempted
 from scaledl.callbacks.throughput import Throughput
@@ -95,6 +96,7 @@ def run(config: DictConfig) -> float | None:
         return checkpoint.latest(run_dir)
 
     resumed_from = group.agreed(first_look)
+    begin = InitFrom(config.init_from) if config.init_from and not resumed_from else None
     if resumed_from and (summary := _completed(config, run_dir, checkpoint.step_of(resumed_from))):
         if group.rank() == 0:
             console.print(final_table(summary, run_dir, title="completed before; trainer.max_steps=... trains on"))
@@ -111,7 +113,7 @@ def run(config: DictConfig) -> float | None:
         jsonl.rewind(run_dir / "metrics.jsonl", step)
 
     group.agreed(open_run)
-    trainer = build.trainer(config, run_dir, data, strategy)
+    trainer = build.trainer(config, run_dir, data, strategy, begin)
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
     if trainer.is_global_zero:

@@ -27,7 +27,7 @@ from omegaconf import DictConfig
 from scaledl import build
 from scaledl.config.folders import CONF
 from scaledl.data.sampler import TrainBatches
-from scaledl.optim.groups import decay_groups
+from scaledl.optim.groups import parameter_groups
 from scaledl.train import composed, run
 
 SKIPPED = 5  # steps that pay for allocation, left out of both
@@ -40,7 +40,7 @@ def bare_loop(config: DictConfig) -> Iterator[torch.Tensor]:
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     model = build.model(config)().to(device)
     model.train()
-    optimizer = build.instantiate(config.optimizer)(decay_groups(model), fused=True)
+    optimizer = build.instantiate(config.optimizer)(parameter_groups(model), fused=True)
     scheduler = build.instantiate(config.scheduler)(optimizer)
     parameters = [
         parameter for group in optimizer.param_groups for parameter in group["params"]

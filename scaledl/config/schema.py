@@ -21,6 +21,7 @@ class Root:
     checkpoint: Node
     callbacks: Node
     logger: Node
+    init_from: str | None
     seed: int
     precision: Literal["32-true", "bf16-mixed", "bf16-true"]
     compile: bool

@@ -196,6 +196,16 @@ class RunState(Strategy):
             storage.load(folder, renamed)
         self.refresh()
 
+    def load_matching(self, folder: Path) -> tuple[int, int]:
+        """Put a checkpoint's weights of equal name and size into the model; how many of how many tensors they are."""
+        kind, saved = "ema/" if _holds_average(folder) else "weights/", storage.sizes(folder)
+        ours = {name.replace("weights/", kind, 1): p for name, p in self.state_tensors(("weights",)).items()}
+        found = {name: pieces for name, pieces in ours.items() if saved.get(name) == pieces.size}
+        with torch.no_grad():
+            storage.load(folder, found)
+        self.refresh()
+        return len(found), len(ours)
+
     def _state_optimizers(self) -> list[Optimizer]:
         return self.optimizers
 

@@ -31,6 +31,7 @@ class DeepSpeed(RunState, DeepSpeedStrategy):
     cannot = {
         "second_order_gradients": "ZeRO reduces and frees gradients while the backward pass runs",
         "several_optimizers": "DeepSpeed drives one optimiser",
+        "whole_matrices": "ZeRO hands its optimiser flat pieces of parameters",
     }
 
     def __init__(self, stage: int = 2, offload: bool = False, persistence_threshold: int = 100_000) -> None:

@@ -11,7 +11,7 @@ from torch.optim import Adam, Optimizer
 
 from scaledl.distributed.noise import Noise
 from scaledl.distributed.parallelize import ModelBuilder
-from scaledl.optim.groups import decay_groups
+from scaledl.optim.groups import needs_of, parameter_groups
 
 
 class Task(pl.LightningModule):
@@ -32,7 +32,7 @@ class Task(pl.LightningModule):
         scheduler: Callable[[Optimizer], Any] | None = None,
     ):
         super().__init__()
-        self.model_builder, self._make_optimizer, self._make_scheduler = model, optimizer, scheduler
+        self.model_builder, self.make_optimizer, self._make_scheduler = model, optimizer, scheduler
         self.model: nn.Module = None  # type: ignore[assignment]
         self.noise: Noise = None  # type: ignore[assignment]  # of the batch at hand
         self.step_metrics: dict[str, Tensor] = {}
@@ -68,11 +68,12 @@ class Task(pl.LightningModule):
             self.model = self.model_builder(split=split, shard=shard)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = self._make_optimizer(decay_groups(self.model))
+        by_use = "whole_matrices" in needs_of(self.make_optimizer)
+        optimizer = self.make_optimizer(parameter_groups(self.model, by_use))
         if optimizer.defaults.get("fused", False) is None and not optimizer.defaults.get("foreach"):
             sharded = any(isinstance(parameter, DTensor) for parameter in self.model.parameters())
             if not sharded or isinstance(optimizer, Adam):  # the only one whose fused kernel knows DTensors
-                optimizer = self._make_optimizer(decay_groups(self.model), fused=True)
+                optimizer = self.make_optimizer(parameter_groups(self.model), fused=True)
         if self._make_scheduler is None:
             return {"optimizer": optimizer}
         return {

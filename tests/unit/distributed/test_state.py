@@ -229,7 +229,7 @@ def each_alone(model: nn.Module) -> list[dict[str, Any]]:
 def test_a_schedule_goes_on_with_another_number_of_groups(
     saved: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "decay_groups", each_alone)
+    monkeypatch.setattr(base, "parameter_groups", each_alone)
     start = AtTheStart(tmp_path / "start")
     trainer = fit("single", tmp_path, start, max_steps=STEPS + 2, resume=saved("single"))
     (optimizer,) = trainer.optimizers

@@ -6,7 +6,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
-from scaledl.optim.groups import decay_groups
+from scaledl.optim.groups import parameter_groups
 
 
 def holding(**parameters: torch.Tensor) -> nn.Module:
@@ -19,7 +19,7 @@ def holding(**parameters: torch.Tensor) -> nn.Module:
 def names_in(model: nn.Module) -> list[tuple[set[str], bool]]:
     """The names in each group, and whether they decay."""
     names = {parameter: name for name, parameter in model.named_parameters()}
-    return [({names[p] for p in g["params"]}, g.get("weight_decay") != 0.0) for g in decay_groups(model)]
+    return [({names[p] for p in g["params"]}, g.get("weight_decay") != 0.0) for g in parameter_groups(model)]
 
 
 def test_matrices_and_kernels_decay_and_come_first() -> None:
@@ -69,4 +69,4 @@ def test_parameters_that_are_sharded_in_different_ways_are_kept_apart() -> None:
     assert sorted(map(sorted, (names for names, decays in found if not decays))) == [["gain"], ["plain_gain"]]
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    torch.optim.AdamW(decay_groups(model), lr=0.1, fused=True).step()  # which a mixed group would fail
+    torch.optim.AdamW(parameter_groups(model), lr=0.1, fused=True).step()  # which a mixed group would fail

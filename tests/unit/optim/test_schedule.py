@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from scaledl.optim.groups import decay_groups
+from scaledl.optim.groups import parameter_groups
 from scaledl.optim.schedule import constant, cosine, linear, wsd
 
 
@@ -47,7 +47,7 @@ def test_wsd_is_flat_then_falls() -> None:
 
 def test_matrices_decay_and_vectors_do_not() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Conv2d(1, 2, 3))
-    matrices, vectors = decay_groups(model)
+    matrices, vectors = parameter_groups(model)
     assert {p.ndim for p in matrices["params"]} == {2, 4}
     assert {p.ndim for p in vectors["params"]} == {1}
     assert "weight_decay" not in matrices

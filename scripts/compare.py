@@ -1,0 +1,169 @@
+#!/usr/bin/env python3
+"""Variants of one experiment side by side, over seeds: one plot and one table.
+
+  .venv/bin/python scripts/compare.py optimizers
+  .venv/bin/python scripts/compare.py regularizers --seeds 5
+  .venv/bin/python scripts/compare.py width --variant "wide: model.hidden_dims=[512]" --variant "plain:"
+
+Each variant and seed is a `scaledl train` of its own in runs/compare/<name>/; what is completed there is not repeated.
+The table says the mean over seeds and, as ±, half the width of its 95 % confidence interval (Student's t).
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import t as student
+
+from scaledl import atomic, run_directory
+from scaledl.loggers import jsonl
+
+ROOT = Path(__file__).parents[1]
+PLAIN = "model.dropout=0 task.label_smoothing=0 optimizer.weight_decay=0"
+# Learning rates: the best of five, a factor of 2 to 3 apart, on seed 100.
+OPTIMIZERS = {
+    "SGD": "optimizer=sgd optimizer.momentum=0 optimizer.lr=0.5",
+    "momentum": "optimizer=sgd optimizer.lr=0.1",
+    "Nesterov": "optimizer=sgd optimizer.nesterov=true optimizer.lr=0.1",
+    "RMSProp": "optimizer=rmsprop optimizer.lr=1e-3",
+    "Adam": "optimizer=adam optimizer.lr=3e-3",
+    "AdamW": "optimizer=adamw optimizer.lr=3e-3",
+    "Adafactor": "optimizer=adafactor optimizer.lr=3e-2",
+    "Lion": "optimizer=lion optimizer.lr=5e-4",
+    "Muon": "optimizer=muon optimizer.lr=3e-3",
+}
+REGULARIZERS = {
+    "none": PLAIN,
+    "L2": f"{PLAIN} optimizer.weight_decay=1",
+    "dropout": f"{PLAIN} model.dropout=0.4",
+    "label smoothing": f"{PLAIN} task.label_smoothing=0.1",
+    "batch norm": f"{PLAIN} model.norm=batch",
+    "layer norm": f"{PLAIN} model.norm=layer",
+    "all but norms": "model.dropout=0.4 task.label_smoothing=0.1 optimizer.weight_decay=0.1",
+}
+EXERCISES = {"optimizers": OPTIMIZERS, "regularizers": REGULARIZERS}
+
+
+@dataclass
+class Run:
+    """What one training came to."""
+
+    log: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+    def value(self, name: str) -> float:
+        return self.summary["metrics"][name]
+
+
+def trained(words: list[str], run_dir: Path) -> Run:
+    """Train, or read what is there.
+
+    Raises:
+        SystemExit: the training failed.
+    """
+    summary = run_directory.read_summary(run_dir)
+    if summary is None or summary["status"] != "completed":
+        command = [sys.executable, "-m", "scaledl", "train", *words, f"run_dir={run_dir}"]
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"compare: {' '.join(command)} ended with {done.returncode}\n{done.stderr[-2000:]}")
+        summary = run_directory.read_summary(run_dir)
+        assert summary is not None
+    return Run(jsonl.read(run_dir / "metrics.jsonl"), summary)
+
+
+def with_interval(values: list[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.4f}"
+    half = student.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
+    return f"{fmean(values):.4f} ± {half:.4f}"
+
+
+def draw(runs: dict[str, list[Run]], metrics: list[str], title: str, path: Path) -> None:
+    """Means over seeds, from the least to the largest as a band."""
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5 * len(metrics), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10)
+    for place, metric in enumerate(metrics, start=1):
+        axes = figure.add_subplot(1, len(metrics), place)
+        for index, (name, of_seeds) in enumerate(runs.items()):
+            curves = [
+                {line["step"]: line[metric] for line in run.log if line.get(metric) is not None} for run in of_seeds
+            ]
+            steps = sorted(set.intersection(*map(set, curves)))
+            values = [[curve[step] for curve in curves] for step in steps]
+            color = colormaps["tab10"](index % 10)
+            axes.plot(steps, [fmean(v) for v in values], label=name, color=color, linewidth=1.2)
+            axes.fill_between(steps, [min(v) for v in values], [max(v) for v in values], color=color, alpha=0.15)
+        if metric.endswith("loss"):
+            axes.set_yscale("log")
+        axes.set(xlabel="step", title=metric)
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help=f"{' or '.join(EXERCISES)}, or a name of your own with --variant")
+    parser.add_argument(
+        "--variant", action="append", default=[], metavar="NAME: WORDS", help="of a comparison of yours"
+    )
+    parser.add_argument("--experiment", default="mlp/digits")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--metric", default="acc", help="the one to judge by (of test, else val)")
+    parser.add_argument("--override", nargs="+", default=[], metavar="KEY=VALUE", help="of every training")
+    parser.add_argument("--out", type=Path, help="default: runs/compare/<name>")
+    arguments = parser.parse_args()
+    given = dict(tuple(map(str.strip, variant.split(":", 1))) for variant in arguments.variant)
+    variants = given or EXERCISES.get(arguments.name)
+    if not variants:
+        parser.error(f"{arguments.name} is no exercise of ours ({', '.join(EXERCISES)}): give --variant 'NAME: WORDS'")
+    out = (arguments.out or Path("runs/compare") / arguments.name).resolve()
+    console = Console(soft_wrap=True, highlight=False)
+    runs: dict[str, list[Run]] = {}
+    for name, words in variants.items():
+        for seed in range(arguments.seeds):
+            every = [f"experiment={arguments.experiment}", *arguments.override, *words.split(), f"seed={seed}"]
+            run = trained(every, out / name.replace(" ", "_") / f"seed_{seed}")
+            runs.setdefault(name, []).append(run)
+            last = ", ".join(
+                f"{key} {value:.4f}" for key, value in run.summary["metrics"].items() if key.endswith("loss")
+            )
+            console.print(f"{name}, seed {seed}: {last}")
+    known = next(iter(runs.values()))[0].summary["metrics"]
+    judged = next(
+        (f"{split}/{arguments.metric}" for split in ("test", "val") if f"{split}/{arguments.metric}" in known), None
+    )
+    if judged is None:
+        sys.exit(f"compare: there is no {arguments.metric} among {', '.join(known)}; give another --metric")
+    columns = [judged, "val/loss", "train/loss"]
+    rows = [
+        [name, *(with_interval([run.value(c) for run in of]) for c in columns), variants[name]]
+        for name, of in runs.items()
+    ]
+    title = f"{arguments.experiment}, {arguments.seeds} seeds"
+    table = Table("variant", *columns, "words", title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    lines = [["variant", *columns, "words"], ["---"] * (len(columns) + 2), *rows]
+    atomic.write_text(out / "table.md", "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
+    draw(runs, ["train/loss", f"val/{arguments.metric}"], title, out / "compare.png")
+    console.print(f"{out / 'compare.png'}, {out / 'table.md'}")
+
+
+if __name__ == "__main__":
+    main()

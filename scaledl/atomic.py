@@ -16,3 +16,10 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def clear(folder: Path) -> None:
+    """Remove what kills have left half written in a folder. Nobody may be writing there."""
+    for beside in folder.glob(".*.tmp"):
+        if beside.is_file():
+            beside.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from scaledl import atomic
 from scaledl.distributed import storage
 
 
@@ -66,8 +67,8 @@ def clear_after(run_dir: Path, step: int) -> None:
             os.rename(checkpoint, aside)
     for leftover in (run_dir / "checkpoints").glob(".step_*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    for leftover in (run_dir / "checkpoints").glob(".best.json.*"):
-        leftover.unlink(missing_ok=True)
+    for folder in (run_dir, run_dir / "checkpoints"):
+        atomic.clear(folder)
 
 
 def best(run_dir: Path) -> Path | None:

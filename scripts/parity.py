@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Whether every strategy trains what one process trains: the first losses of each family, by the real command line.
 
-  .venv/bin/python scripts/parity.py --families all
+  .venv/bin/python scripts/parity.py --families all --markdown docs/families.md
   .venv/bin/python scripts/parity.py --experiments mlp/circles cnn/digits --strategies ddp fsdp --steps 50
   .venv/bin/python scripts/parity.py --families llm --override data.micro_batch_size=3 --markdown parity.md
 
 Each experiment runs its first steps, once with strategy=single and once for each row of the table, from one seed and
-with one global batch. Only dropout, whose noise depends on the rank, is set to 0. A cell is the largest relative
-difference of train/loss over the steps (and of train/grad_norm), or "no" and why the run was refused before it started.
+with one global batch. What depends on ranks is left out: dropout and its like are 0, and batch norm takes its
+statistics from all ranks (sync_batch). A cell is the largest relative difference of train/loss over the steps (and of
+train/grad_norm), or "no" and why the run was refused before it started.
 Exits with 1 if a run ends early, if a difference of the loss is above the tolerance, or if that of the gradient's norm,
 whose scale Adam hides from the loss, is above ten times as much.
 """
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -33,11 +35,13 @@ from scaledl import build
 from scaledl.config.folders import CONF
 from scaledl.experiments import all_experiments
 from scaledl.loggers import jsonl
+from scaledl.snapshot import commit_of_scaledl
 from scaledl.train import composed, quiet
 
 ROOT = Path(__file__).parents[1]
 CHOSEN = {"perceptron": "perceptron/digits"}  # instead of a family's first; a batch of perceptron/blobs is one point
 TIMEOUT = 1800  # seconds of one run
+RANDOM = ("dropout", "stochastic_depth")  # settings whose noise is drawn for each rank
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ REFUSALS = (  # what no run of this layout can do, said before it starts; any ot
     r"\w+ has no tensor-parallel plan",
     r"\d+ tensor-parallel ranks cannot share [\w=]+",
     r"global_batch_size=\d+ cannot be shared by \d+ ranks",
-    r"cannot serve \w+, which needs [\w ]+",
+    r"cannot serve [\w ]+, which needs [\w ]+",
 )
 
 
@@ -148,19 +152,24 @@ def first_steps(experiment: str, steps: int, overrides: list[str]) -> tuple[list
     fixed = [f"trainer.max_steps={steps}", "trainer.max_epochs=-1", "trainer.log_every_n_steps=1"]
     if config.scheduler and "max_steps" in config.scheduler:
         fixed.append(f"scheduler.max_steps={config.scheduler.max_steps}")
-    dropped = dict(dropouts(config))
-    fixed += [f"{path}=0.0" for path in dropped]
-    return words + fixed, [f"{experiment}: {path} is 0 here, not {value}" for path, value in dropped.items()]
+    changed = dict(of_ranks(config))
+    fixed += [f"{path}={instead}" for path, (_, instead) in changed.items()]
+    notes = [f"{experiment}: {path} is {instead} here, not {value}" for path, (value, instead) in changed.items()]
+    return words + fixed, notes
 
 
-def dropouts(config: DictConfig) -> Iterator[tuple[str, float]]:
-    def walk(node: Any, path: str) -> Iterator[tuple[str, float]]:
+def of_ranks(config: DictConfig) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """What makes a run depend on its ranks: by its path, (its value, one that does not)."""
+
+    def walk(node: Any, path: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
             here = f"{path}.{key}" if path else str(key)
             if isinstance(value, dict | list):
                 yield from walk(value, here)
-            elif "dropout" in str(key) and value:
-                yield here, value
+            elif value and any(word in str(key) for word in RANDOM):
+                yield here, (value, 0.0)
+            elif (key, value) == ("norm", "batch"):
+                yield here, (value, "sync_batch")
 
     return walk({"model": OmegaConf.to_container(config.model), "task": OmegaConf.to_container(config.task)}, "")
 
@@ -215,6 +224,21 @@ def chosen_experiments(families: list[str], experiments: list[str]) -> list[str]
     return [name for family, name in of_family.items() if "all" in families or family in families]
 
 
+def page(title: str, layouts: list[str], table: list[list[str]], notes: list[str]) -> str:
+    """docs/families.md."""
+    command = f"scripts/parity.py {' '.join(sys.argv[1:])}"
+    lines = [
+        "# Which family runs on which strategy",
+        "",
+        f"Written by `{command}`",
+        f"at commit {commit_of_scaledl()}, ",
+    ]
+    lines[-1] += f"on {os.cpu_count()} CPU cores, {torch.cuda.device_count()} GPUs, PyTorch {torch.__version__}."
+    lines += ["", f"{title}.", "A cell without a number says why the run is refused before it starts.", ""]
+    rows = [["experiment", *layouts], ["---"] * (1 + len(layouts)), *table]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows), "", *(f"- {note}" for note in notes), ""])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", default=["all"], help="one experiment of each (default: all)")
@@ -244,15 +268,13 @@ def main() -> None:
 
     title = f"{arguments.steps} steps: largest relative difference of train/loss (of train/grad_norm) from one process"
     notes.append(f"{total} cells in {(time.monotonic() - began) / 60:.1f} min; tolerance {arguments.tolerance:g}")
-    table = [[label, *(cells[experiment, label].text for experiment in experiments)] for label in layouts]
-    drawn = Table("strategy", *experiments, title=title, title_justify="left")
+    table = [[experiment, *(cells[experiment, label].text for label in layouts)] for experiment in experiments]
+    drawn = Table("experiment", *layouts, title=title, title_justify="left")
     for row in table:
         drawn.add_row(*row)
     console.print(drawn, *notes, sep="\n")
     if arguments.markdown:
-        lines = [["strategy", *experiments], ["---"] * (1 + len(experiments)), *table]
-        text = [title, "", *(f"| {' | '.join(line)} |" for line in lines), "", *(f"- {note}" for note in notes)]
-        arguments.markdown.write_text("\n".join([*text, ""]), encoding="utf-8")
+        arguments.markdown.write_text(page(title, list(layouts), table, notes), encoding="utf-8")
     sys.exit(any(cell.failed for cell in cells.values()))
 
 

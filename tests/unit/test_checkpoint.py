@@ -276,9 +276,12 @@ def test_a_run_that_goes_on_puts_aside_what_lies_in_its_way(tmp_path: Path) -> N
     folders = save(tmp_path, 5, 10)
     (tmp_path / "checkpoints" / ".step_00000015.tmp").mkdir()
     flip_one_bit(TENSORS, folders[1])
+    for half in (tmp_path / ".summary.json.17953.tmp", tmp_path / "checkpoints" / ".best.json.17953.tmp"):
+        half.write_text("{")
     checkpoint.clear_after(tmp_path, 5)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["damaged_step_00000010", "step_00000005"]
+    assert not list(tmp_path.glob(".*"))
     assert checkpoint.latest(tmp_path) == folders[0]
 
 

@@ -22,6 +22,7 @@ from scaledl.config.rules import micro_batch_of
 from scaledl.data.base import BatchDataset, Data
 from scaledl.distributed import group
 from scaledl.distributed.fsdp import tensor_parallel_plan
+from scaledl.distributed.noise import Noise
 from scaledl.distributed.parallelize import ModelBuilder, blocks_of
 from scaledl.distributed.state import RunState
 from scaledl.loggers.jsonl import JsonlLogger
@@ -156,6 +157,7 @@ def check_fit(config: DictConfig, task: Task, train_set: BatchDataset) -> None:
     batch = {name: tensor.to("meta") for name, tensor in train_set.__getitems__(np.arange(1)).items()}
     shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in batch.items())
     task.model = task.model_builder.on_meta().eval()
+    task.noise = Noise(config.seed, torch.zeros(1, dtype=torch.int64, device="meta"))
     try:
         task.objective(batch)
     except NotImplementedError:  # an operation that needs values, which the meta device does not have

@@ -1,7 +1,8 @@
-"""Let a trained language model write, to the terminal as it goes."""
+"""Let a trained model write: a language model goes on with the prompt, sequence to sequence translates it."""
 
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,13 +23,18 @@ def generate(
     stop: list[str],
     allowed: list[str],
 ) -> str:
-    """The text after the prompt, printed while it is written; ends before the first of `stop`."""
+    """The text after the prompt, printed while it is written; ends before the first of `stop`.
+
+    Sequence to sequence takes each line of the prompt for a source, and of the settings max_new_tokens alone.
+    """
     quiet()
-    task, _, _, _ = load_run(run_dir, which, allowed, with_data=False)
-    if not hasattr(task, "generate"):
-        raise ValueError(f"{run_dir} is a {type(task).__name__}; only language models write text")
+    task, data, _, _ = load_run(run_dir, which, allowed, with_data=False)
     if torch.cuda.is_available():
         task = task.to("cuda")
+    if hasattr(task, "translate"):
+        return _translate(task, data, run_dir, prompt, max_new_tokens)
+    if not hasattr(task, "generate"):
+        raise ValueError(f"{run_dir} is a {type(task).__name__}; only language models and translators write text")
     tokenizer = load_tokenizer(run_dir)
     prompt_ids = first_ids(tokenizer, prompt)
     new_ids = task.generate(prompt_ids, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
@@ -47,4 +53,15 @@ def generate(
             print(written[shown:settled], end="", flush=True)
             shown = settled
     print(written[shown:])
+    return written
+
+
+def _translate(task: Any, data: Any, run_dir: Path, prompt: str | None, max_new_tokens: int) -> str:
+    sources = [line for line in (prompt or "").splitlines() if line.strip()]
+    if not sources:
+        raise ValueError(f"{run_dir} translates: give it a text with --prompt, a line for each sentence")
+    data.load_from(run_dir)
+    found, _ = task.translate(data.as_source(sources).to(task.device), min(max_new_tokens, data.max_len), beam_size=4)
+    written = "\n".join(data.vocabularies[1].decode(ids) for ids in found)
+    print(written)
     return written

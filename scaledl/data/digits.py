@@ -2,9 +2,9 @@
 
 import numpy as np
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from scaledl.data.base import BatchDataset, Data
+from scaledl.data.images import check_facts, stratified
 from scaledl.data.samples import Samples
 
 FACTS = {"num_classes": 10, "in_channels": 1, "image_size": 8, "in_dim": 64}
@@ -33,11 +33,7 @@ class Digits(Data):
     ):
         super().__init__(global_batch_size, micro_batch_size, seed, num_workers)
         given = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size, "in_dim": in_dim}
-        for name, fact in FACTS.items():
-            if given[name] not in (None, fact):
-                raise ValueError(
-                    f"data.{name}={given[name]}, but scikit-learn's digits have {name}={fact}; set it to null or {fact}"
-                )
+        check_facts(given, FACTS, "scikit-learn's digits")
 
     def facts(self) -> dict[str, int]:
         return FACTS
@@ -47,8 +43,8 @@ class Digits(Data):
 
     def datasets(self) -> dict[str, BatchDataset]:
         images, labels = load_digits(return_X_y=True)
-        rest, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
-        train, val = train_test_split(rest, test_size=0.1, stratify=labels[rest], random_state=0)
         x = (images / 16).astype(np.float32).reshape(-1, 1, 8, 8)
         y = labels.astype(np.int64)
+        rest, test = stratified(y, 0.2)
+        train, val = (rest[part] for part in stratified(y[rest], 0.1))
         return {name: Samples(x[part], y[part]) for name, part in {"train": train, "val": val, "test": test}.items()}

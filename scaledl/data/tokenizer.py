@@ -6,8 +6,11 @@ the data and without running any code. Imports little, because every process tha
 
 import json
 import os
+import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +18,26 @@ import numpy as np
 
 FILE = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
+PADS, MASKS = ("[PAD]", "<pad>"), ("[MASK]", "<mask>")  # as BERT and as RoBERTa write them
+UNKNOWN_WORD = "<unk>"
+_WORD = re.compile(r"\w+|[^\w\s]")
 _UNKNOWN = -1
 _BPE_TRAINING_CHARACTERS = 1 << 28  # training holds its word counts in memory; more text hardly changes the merges
 
 
 class Tokenizer(ABC):
-    """Text to ids and back. `vocab_size` and `eos_id` (the end of a document) are known after `fit` or a load."""
+    """Text to ids and back. `vocab_size` and the ids are known after `fit` or a load.
+
+    `eos_id` ends a document. Some vocabularies have a `pad_id`, that fills up short samples, and a `mask_id`, that
+    hides a token in masked modelling; no text is encoded as either.
+    """
 
     kind: str
     worth_processes = False  # characters and bytes are encoded faster than text travels to another process
     vocab_size: int = 0
     eos_id: int = 0
+    pad_id: int | None = None
+    mask_id: int | None = None
 
     def settings(self) -> dict[str, Any]:
         """What decides the result of `fit`, together with the text: part of the key of the token cache."""
@@ -120,6 +132,9 @@ class SubwordTokenizer(Tokenizer):
     def _set_backend(self, backend: Any) -> None:
         backend.encode_special_tokens = True  # a document that quotes <|endoftext|> must not end there
         self.backend = backend
+        self.pad_id, self.mask_id = (
+            next((i for name in names if (i := backend.token_to_id(name)) is not None), None) for names in (PADS, MASKS)
+        )
 
     def encode(self, text: str) -> np.ndarray:
         return self.encode_all([text])[0]
@@ -144,17 +159,21 @@ class BpeTokenizer(SubwordTokenizer):
 
     Args:
         vocab_size: 256 bytes, merges and the end of a document; a short text may have fewer merges to learn.
+        masked: the first two ids are padding and the mask of masked modelling.
     """
 
     kind = "bpe"
 
-    def __init__(self, vocab_size: int = 1024):
-        if vocab_size < 257:
-            raise ValueError(f"BPE vocab_size={vocab_size} is below 257 (256 bytes and an end of document); raise it")
-        self.wanted = vocab_size
+    def __init__(self, vocab_size: int = 1024, masked: bool = False):
+        least = 259 if masked else 257
+        if vocab_size < least:
+            held = "256 bytes, padding, the mask" if masked else "256 bytes"
+            raise ValueError(f"BPE vocab_size={vocab_size} is below {least} ({held} and an end of document); raise it")
+        self.wanted, self.masked = vocab_size, masked
 
     def settings(self) -> dict[str, Any]:
-        return {"kind": self.kind, "wanted": self.wanted}
+        plain = {"kind": self.kind, "wanted": self.wanted}  # as it was before there was a mask: the key of old caches
+        return plain | {"masked": True} if self.masked else plain
 
     def fit(self, texts: Iterable[str]) -> None:
         library = _tokenizers()
@@ -163,7 +182,10 @@ class BpeTokenizer(SubwordTokenizer):
         backend.decoder = library.decoders.ByteLevel()
         alphabet = sorted(library.pre_tokenizers.ByteLevel.alphabet())
         train = library.trainers.BpeTrainer
-        trainer = train(vocab_size=self.wanted - 1, initial_alphabet=alphabet, show_progress=False)
+        special = [PADS[0], MASKS[0]] if self.masked else []
+        trainer = train(
+            vocab_size=self.wanted - 1, initial_alphabet=alphabet, special_tokens=special, show_progress=False
+        )
         backend.train_from_iterator(_first(texts, _BPE_TRAINING_CHARACTERS), trainer)
         backend.add_special_tokens([library.AddedToken(END_OF_TEXT, special=True)])
         self._set_backend(backend)
@@ -172,7 +194,7 @@ class BpeTokenizer(SubwordTokenizer):
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
-        self.wanted = state["wanted"]
+        self.wanted, self.masked = state["wanted"], state.get("masked", False)
 
 
 class HubTokenizer(SubwordTokenizer):
@@ -215,6 +237,91 @@ class HubTokenizer(SubwordTokenizer):
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
         self.name = state["name"]
+
+
+class WordTokenizer(Tokenizer):
+    """Words and single signs between them, the most frequent first; id 0 is padding, id 1 stands for any other word.
+
+    Args:
+        min_count: how often a word must occur in the text to have an id.
+        max_words: how many have one, at most; null = all.
+        lower: read capitals as small letters.
+    """
+
+    kind = "words"
+    eos_id, pad_id = 0, 0
+
+    def __init__(self, min_count: int = 2, max_words: int | None = None, lower: bool = True):
+        self.min_count, self.max_words, self.lower = min_count, max_words, lower
+
+    def settings(self) -> dict[str, Any]:
+        return {"kind": self.kind, "min_count": self.min_count, "max_words": self.max_words, "lower": self.lower}
+
+    def fit(self, texts: Iterable[str]) -> None:
+        counts = Counter(word for text in texts for word in self._words(text))
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        self._set_words([word for word, count in ordered[: self.max_words] if count >= self.min_count])
+
+    def _words(self, text: str) -> list[str]:
+        return _WORD.findall(text.lower() if self.lower else text)
+
+    def _set_words(self, words: list[str]) -> None:
+        self.words = [PADS[1], UNKNOWN_WORD, *words]
+        self.ids = {word: i for i, word in enumerate(words, start=2)}
+        self.vocab_size = len(self.words)
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array([self.ids.get(word, 1) for word in self._words(text)], dtype=np.int64)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return " ".join(self.words[i] for i in np.asarray(ids).tolist() if 0 < i < self.vocab_size)
+
+    def state(self) -> dict[str, Any]:
+        return self.describe() | {"words": self.words[2:]}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.__init__(state["min_count"], state["max_words"], state["lower"])  # type: ignore[misc]
+        self._set_words(state["words"])
+
+
+class SavedTokenizer(Tokenizer):
+    """The tokenizer of an earlier run, for a model that was trained on its ids.
+
+    Args:
+        path: the run directory.
+    """
+
+    kind = "saved"
+
+    def __init__(self, path: str):
+        self.path = path
+
+    @cached_property
+    def saved(self) -> Tokenizer:
+        return load_tokenizer(Path(self.path).expanduser())
+
+    def settings(self) -> dict[str, Any]:
+        return self.saved.state()
+
+    def fit(self, texts: Iterable[str]) -> None:
+        saved = self.saved
+        self.kind, self.worth_processes, self.vocab_size = saved.kind, saved.worth_processes, saved.vocab_size
+        self.eos_id, self.pad_id, self.mask_id = saved.eos_id, saved.pad_id, saved.mask_id
+
+    def encode(self, text: str) -> np.ndarray:
+        return self.saved.encode(text)
+
+    def encode_all(self, texts: list[str]) -> list[np.ndarray]:
+        return self.saved.encode_all(texts)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return self.saved.decode(ids)
+
+    def describe(self) -> dict[str, Any]:
+        return self.saved.describe()
+
+    def state(self) -> dict[str, Any]:
+        return self.saved.state()
 
 
 def first_ids(tokenizer: Tokenizer, prompt: str | None) -> list[int]:
@@ -260,6 +367,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
                 made = BpeTokenizer(state["wanted"])
             case "hf":
                 made = HubTokenizer(state["name"])
+            case "words":
+                made = WordTokenizer()
             case other:
                 raise ValueError(f"unknown kind {other!r}")
         made.load_state(state)

@@ -1,9 +1,24 @@
-"""Softmax attention: self or cross, grouped heads, masks, and the cache of keys and values for generation."""
+"""Softmax attention: by dot products (self or cross, grouped heads, masks, caches for generation), and additive."""
 
+import math
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scaledl.layers.position import RotaryEmbedding
+
+
+class ContextCache:
+    """Keys and values of the context that one cross-attention layer reads, computed with the first tokens."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def select(self, rows: Tensor) -> None:
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[rows], self.values[rows]
 
 
 class LayerCache:
@@ -17,6 +32,7 @@ class LayerCache:
         self.batch_size = batch_size
         self.max_len = max_len
         self.length = 0
+        self.context = ContextCache()
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Adds the keys and values of T new tokens; returns those of all tokens, (B, num_kv_heads, length, head_dim).
@@ -38,6 +54,16 @@ class LayerCache:
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
+    def select(self, rows: Tensor) -> None:
+        """Keep the sequences `rows` (n,) in that order; one that comes twice is copied (beam search)."""
+        self.batch_size = len(rows)
+        self.context.select(rows)
+        if self.length:
+            old = self.keys, self.values
+            self.keys, self.values = (t.new_empty(self.batch_size, *t.shape[1:]) for t in old)
+            self.keys[:, :, : self.length] = old[0][rows, :, : self.length]
+            self.values[:, :, : self.length] = old[1][rows, :, : self.length]
+
 
 class KVCache:
     """What a model's attention layers remember of `length` tokens, so that each token is computed once."""
@@ -48,6 +74,10 @@ class KVCache:
     @property
     def length(self) -> int:
         return self.layers[0].length
+
+    def select(self, rows: Tensor) -> None:
+        for layer in self.layers:
+            layer.select(rows)
 
 
 def causal_mask(
@@ -135,26 +165,85 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         is_causal: bool = False,
         positions: Tensor | None = None,
-        cache: LayerCache | None = None,
+        cache: LayerCache | ContextCache | None = None,
     ) -> Tensor:
         """Attends from x (B, T, dim) to context (B, S, dim), or to x itself.
 
         mask: bool, True = attend, broadcastable to (B, num_heads, T, S); it is the whole rule, so never with is_causal.
-        positions: (T,) integers, needed with rotary positions. cache: x then holds the tokens after the cached ones.
+        positions: (T,) integers, needed with rotary positions. cache: x then holds the tokens after the cached ones; a
+        ContextCache takes the context's keys and values from the first call, and later ones need no context.
         """
         assert mask is None or not is_causal, "a mask is the whole rule: put causality into it"
-        source = x if context is None else context
-        # Heads are counted by the tensor, not by num_heads: a tensor-parallel rank holds its share of them.
-        q = self.q(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, num_heads, T, head_dim)
-        k = self.k(source).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, num_kv_heads, S, head_dim)
-        v = self.v(source).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, num_kv_heads, S, head_dim)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if self.rope is not None:
-            assert positions is not None, "rotary positions need the positions of the tokens"
-            q, k = self.rope(q, k, positions)
-        if cache is not None:
-            k, v = cache.append(k, v)
+        q, k, v = self._heads(x, context, positions, cache)
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, enable_gqa=self.grouped)
         return self.out_dropout(self.out(y.transpose(1, 2).flatten(2)))  # (B, T, dim)
+
+    def attention_map(
+        self,
+        x: Tensor,
+        *,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        is_causal: bool = False,
+        positions: Tensor | None = None,
+        cache: None = None,
+    ) -> Tensor:
+        """The weights (B, num_heads, T, S) by which `forward` mixes values, for those who want to see them."""
+        q, k, _ = self._heads(x, context, positions, cache)
+        scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).mT / math.sqrt(self.head_dim)
+        if is_causal:
+            mask = scores.new_ones(scores.shape[2:], dtype=torch.bool).tril()
+        return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
+
+    def _heads(
+        self, x: Tensor, context: Tensor | None, positions: Tensor | None, cache: LayerCache | ContextCache | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, num_heads, T, head_dim), keys and values (B, num_kv_heads, S, head_dim)."""
+        # Heads are counted by the tensor, not by num_heads: a tensor-parallel rank holds its share of them.
+        q = self.q(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, num_heads, T, head_dim)
+        if self.q_norm is not None:
+            q = self.q_norm(q)
+        if isinstance(cache, ContextCache) and cache.keys is not None and cache.values is not None:
+            k, v = cache.keys, cache.values
+        else:
+            source = x if context is None else context
+            k = self.k(source).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, num_kv_heads, S, head_dim)
+            v = self.v(source).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, num_kv_heads, S, head_dim)
+            if self.k_norm is not None:
+                k = self.k_norm(k)
+            if self.rope is not None:
+                assert positions is not None, "rotary positions need the positions of the tokens"
+                q, k = self.rope(q, k, positions)
+            if isinstance(cache, ContextCache):
+                cache.keys, cache.values = k, v
+            elif cache is not None:
+                k, v = cache.append(k, v)
+        return q, k, v
+
+
+class AdditiveAttention(nn.Module):
+    """Weights are a softmax of v·tanh(W q + U k) over the keys k (Bahdanau et al. 2015, arXiv:1409.0473, A.1.2).
+
+    Args:
+        hidden_dim: of the layer that compares a query with a key.
+    """
+
+    def __init__(self, query_dim: int, key_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(query_dim, hidden_dim, bias=False)
+        self.key = nn.Linear(key_dim, hidden_dim)
+        self.score = nn.Linear(hidden_dim, 1, bias=False)
+
+    def forward(
+        self, query: Tensor, context: Tensor, keys: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The mean (B, key_dim) of context (B, S, key_dim) under the weights, and these (B, S).
+
+        query: (B, query_dim). keys: self.key(context), the same for every query. mask: (B, S), True = attend.
+        """
+        scores = self.score(torch.tanh(self.query(query)[:, None] + keys)).squeeze(-1)  # (B, S)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        weights = scores.float().softmax(-1).type_as(context)
+        return torch.bmm(weights[:, None], context).squeeze(1), weights

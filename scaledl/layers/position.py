@@ -1,4 +1,4 @@
-"""Positions inside attention: rotary embedding."""
+"""Positions of tokens: inside attention (rotary), or added to their embeddings (sinusoidal)."""
 
 import math
 
@@ -57,3 +57,14 @@ class RotaryEmbedding(nn.Module):
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).type_as(x)
+
+
+def sinusoidal(positions: Tensor, dim: int) -> Tensor:
+    """Sines and cosines of a position at geometric wavelengths (Vaswani et al. 2017, section 3.5): (T,) -> (T, dim).
+
+    The sines come first, as in the authors' own code and in Marian's weights; the paper's formula alternates, which
+    only numbers the features differently. fp32, from integers: no table that would be rounded or run out.
+    """
+    exponents = torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim
+    angles = positions[:, None] * 10_000.0**-exponents  # (T, dim/2)
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)

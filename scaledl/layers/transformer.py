@@ -8,14 +8,16 @@ from torch import Tensor, nn
 from scaledl.layers.attention import Attention, LayerCache
 from scaledl.layers.feedforward import FeedForward
 from scaledl.layers.norm import NormName, make_norm
+from scaledl.layers.stochastic_depth import StochasticDepth
 
 
 class TransformerBlock(nn.Module):
     """Attention, then a feed-forward layer, each with norm and residual (Vaswani et al. 2017, section 3).
 
     pre_norm: x + f(norm(x)) (GPT-2, Llama, ViT), else norm(x + f(x)) (the original, BERT). cross_attention stands
-    between the two and reads the `context` of an encoder. The block only connects: what its parts do is said where
-    they are made, and causality in `forward`, so that one block serves both directions.
+    between the two and reads the `context` of an encoder. path_dropout leaves out whole branches f (`StochasticDepth`).
+    The block only connects: what its parts do is said where they are made, and causality in `forward`, so that one
+    block serves both directions.
     """
 
     def __init__(
@@ -29,9 +31,11 @@ class TransformerBlock(nn.Module):
         norm_eps: float = 1e-5,
         bias: bool = True,
         pre_norm: bool = True,
+        path_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.pre_norm = pre_norm
+        self.path_dropout = StochasticDepth(path_dropout)
         self.attention_norm = make_norm(norm, dim, norm_eps, bias)
         self.attention = attention
         self.cross_attention_norm = make_norm(norm, dim, norm_eps, bias) if cross_attention is not None else None
@@ -50,12 +54,17 @@ class TransformerBlock(nn.Module):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, dim) -> (B, T, dim); context (B, S, dim) feeds cross attention, all else is as in `Attention`."""
+        """(B, T, dim) -> (B, T, dim); context (B, S, dim) feeds cross attention, all else is as in `Attention`.
+
+        A cache remembers the context too: it is given with the first tokens only.
+        """
         attend = partial(self.attention, mask=mask, is_causal=is_causal, positions=positions, cache=cache)
         x = self._residual(x, self.attention_norm, attend)
         if self.cross_attention is not None and self.cross_attention_norm is not None:
-            assert context is not None, "cross attention needs a context"
-            attend = partial(self.cross_attention, context=context, mask=context_mask)
+            remembered = None if cache is None else cache.context
+            known = remembered is not None and remembered.keys is not None
+            assert context is not None or known, "cross attention needs a context"
+            attend = partial(self.cross_attention, context=context, mask=context_mask, cache=remembered)
             x = self._residual(x, self.cross_attention_norm, attend)
         return self._residual(x, self.feedforward_norm, self.feedforward)
 
@@ -82,4 +91,6 @@ class TransformerBlock(nn.Module):
         return plan | {f"feedforward.{layer}": style for layer, style in hidden.items()}
 
     def _residual(self, x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        return x + branch(norm(x)) if self.pre_norm else norm(x + branch(x))
+        if self.pre_norm:
+            return x + self.path_dropout(branch(norm(x)))
+        return norm(x + self.path_dropout(branch(x)))

@@ -1,10 +1,11 @@
-"""Plain convolutional network, LeNet-5 among its settings: stages of convolution and pooling, then an MLP."""
+"""Plain convolutional networks, LeNet-5, AlexNet and VGG among them: stages of convolution and pooling, then an MLP."""
 
 from typing import Literal
 
 from torch import Tensor, nn
 
-from scaledl.models.mlp import ACTIVATIONS, GAINS, MLP, Activation, NormName, init_layer
+from scaledl.layers.conv import NormName, make_norm2d
+from scaledl.models.mlp import ACTIVATIONS, GAINS, MLP, Activation, init_layer
 
 PoolName = Literal["max", "average"]
 
@@ -19,19 +20,22 @@ class ConvStage(nn.Module):
         kernel_size: int,
         padding: int,
         pool_size: int,
+        stride: int = 1,
+        pool_stride: int | None = None,
         *,
         activation: Activation,
         pool: PoolName,
-        norm: NormName,
+        norm: NormName | Literal["none"],
+        bias: bool,
     ) -> None:
         super().__init__()
         self.gain = GAINS[activation]
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, bias=norm != "batch")
-        self.norm: nn.Module = nn.Identity()
-        if norm != "none":
-            self.norm = nn.BatchNorm2d(out_channels) if norm == "batch" else nn.GroupNorm(1, out_channels)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
+        self.norm = make_norm2d(norm, out_channels)
         self.activation = ACTIVATIONS[activation]()
-        self.pool = (nn.MaxPool2d if pool == "max" else nn.AvgPool2d)(pool_size) if pool_size > 1 else nn.Identity()
+        self.pool: nn.Module = nn.Identity()
+        if pool_size > 1:
+            self.pool = (nn.MaxPool2d if pool == "max" else nn.AvgPool2d)(pool_size, pool_stride)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -44,15 +48,19 @@ class ConvStage(nn.Module):
 class CNN(nn.Module):
     """Features found anywhere in the image, coarser and richer from stage to stage (LeCun et al. 1998).
 
+    AlexNet (Krizhevsky 2014, arXiv:1404.5997) and VGG (Simonyan & Zisserman 2015, arXiv:1409.1556) are stage tables.
+
     Args:
         image_size: height and width; images are square.
-        stages: a row [out_channels, kernel_size, padding, pool_size] for each stage; pool_size 1 does not pool.
+        stages: a row [out_channels, kernel_size, padding, pool_size] for each stage, and, where they are not 1 and
+            pool_size, a stride and a pool_stride behind these; pool_size 1 does not pool.
         hidden_dims: of the MLP on the flattened maps of the last stage.
-        norm: of the stages. "batch" shares statistics within a micro-batch of one rank; "layer" takes one image's.
+        norm: of the stages (see `make_norm2d`).
+        bias: of the convolutions; null = where no batch norm would subtract it again.
         dropout: after each hidden layer of the MLP.
 
     Raises:
-        ValueError: if a row is not four numbers that fit the size that reaches the stage, or x has another shape.
+        ValueError: if a row is not numbers that fit the size that reaches the stage, or x has another shape.
     """
 
     block_types = (ConvStage,)
@@ -66,15 +74,17 @@ class CNN(nn.Module):
         out_dim: int,
         activation: Activation = "relu",
         pool: PoolName = "max",
-        norm: NormName = "none",
+        norm: NormName | Literal["none"] = "none",
         dropout: float = 0.0,
+        bias: bool | None = None,
     ) -> None:
         super().__init__()
         self.in_shape = (in_channels, image_size, image_size)
+        bias = norm not in ("batch", "sync_batch") if bias is None else bias
         channels, size, built = in_channels, image_size, []
         for index, row in enumerate(stages):
             out_size = _out_size(index, row, size, image_size)
-            built.append(ConvStage(channels, *row, activation=activation, pool=pool, norm=norm))
+            built.append(ConvStage(channels, *row, activation=activation, pool=pool, norm=norm, bias=bias))
             channels, size = row[0], out_size
         self.stages = nn.Sequential(*built)
         self.head = MLP(channels * size * size, hidden_dims, out_dim, activation, dropout)
@@ -100,16 +110,23 @@ class CNN(nn.Module):
 def _out_size(index: int, row: list[int], size: int, image_size: int) -> int:
     """Height and width after a stage."""
     where = f"stages[{index}]={list(row)}"
-    if len(row) != 4:
-        raise ValueError(f"{where}: a stage is four numbers, [out_channels, kernel_size, padding, pool_size]")
-    out_channels, kernel_size, padding, pool_size = row
-    if min(out_channels, kernel_size, pool_size) < 1 or padding < 0:
-        raise ValueError(f"{where}: out_channels, kernel_size and pool_size must be at least 1, padding at least 0")
-    convolved = size + 2 * padding - kernel_size + 1
+    if not 4 <= len(row) <= 6:
+        raise ValueError(
+            f"{where}: a stage is four numbers, [out_channels, kernel_size, padding, pool_size], and up to two more "
+            "behind them, stride and pool_stride"
+        )
+    out_channels, kernel_size, padding, pool_size = row[:4]
+    stride, pool_stride = row[4] if len(row) > 4 else 1, row[5] if len(row) > 5 else pool_size
+    if min(out_channels, kernel_size, pool_size, stride, pool_stride) < 1 or padding < 0:
+        raise ValueError(
+            f"{where}: out_channels, kernel_size and pool_size must be at least 1, so must strides, and padding at "
+            "least 0"
+        )
+    convolved = (size + 2 * padding - kernel_size) // stride + 1
     if convolved < pool_size:
         raise ValueError(
             f"{where}: {size}x{size} maps reach this stage (image_size={image_size}), too small for its "
             f"{kernel_size}x{kernel_size} kernel with padding {padding} and {pool_size}x{pool_size} pooling; take "
             "a smaller kernel, more padding, less pooling, fewer stages or larger images"
         )
-    return convolved // pool_size
+    return (convolved - pool_size) // pool_stride + 1

@@ -1,5 +1,6 @@
 """Recurrent networks: a state that is carried from step to step, in the plain, LSTM and GRU cells."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 CellName = Literal["rnn", "lstm", "gru"]
 Pooling = Literal["last", "mean", "max", "attention"]
 
-CELLS: dict[str, type[nn.RNNBase]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+CELLS: dict[str, Callable[..., nn.RNNBase]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 PAD_ID = 0
 
 

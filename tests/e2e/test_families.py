@@ -10,20 +10,41 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.mark.parametrize(
-    ("experiment", "floor"),
+    ("experiment", "metric", "floor"),
     [
-        ("perceptron/blobs", 0.95),
-        ("perceptron/digits", 0.92),
-        ("mlp/circles", 0.99),
-        ("mlp/xor", 0.99),
-        ("mlp/digits", 0.96),
-        ("cnn/digits", 0.98),
+        ("perceptron/blobs", "test/acc", 0.95),
+        ("perceptron/digits", "test/acc", 0.92),
+        ("mlp/circles", "test/acc", 0.99),
+        ("mlp/xor", "test/acc", 0.99),
+        ("mlp/digits", "test/acc", 0.96),
+        ("cnn/digits", "test/acc", 0.98),
+        ("resnet/digits", "test/acc", 0.985),
+        ("vit/digits", "test/acc", 0.96),
+        ("kan/digits", "test/acc", 0.955),
+        ("text/embedding_bag", "test/acc", 0.85),
+        ("word2vec/analogies", "val/analogies", 0.95),
     ],
 )
-def test_a_family_reaches_its_floor(scaledl, tmp_path: Path, experiment: str, floor: float) -> None:
+def test_a_family_reaches_its_floor(scaledl, tmp_path: Path, experiment: str, metric: str, floor: float) -> None:
     scaledl("train", f"experiment={experiment}", "run_id=a")
     run_dir = tmp_path / "runs" / experiment / "a"
-    assert summary_of(run_dir)["metrics"]["test/acc"] >= floor
+    assert summary_of(run_dir)["metrics"][metric] >= floor
+    draws_its_pictures(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "metric", "ceiling"),
+    [("kan/formula", "test/rmse", 2e-2), ("recurrent/gru_text", "val/loss", 1.5)],
+)
+def test_a_family_comes_below_its_ceiling(
+    scaledl, tmp_path: Path, experiment: str, metric: str, ceiling: float
+) -> None:
+    scaledl("train", f"experiment={experiment}", "run_id=a")
+    run_dir = tmp_path / "runs" / experiment / "a"
+    assert summary_of(run_dir)["metrics"][metric] <= ceiling
+
+
+def draws_its_pictures(run_dir: Path) -> None:
     pictures = list((run_dir / "plots").glob("*.png"))
     assert pictures
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from scaledl import build
@@ -14,10 +15,21 @@ EXPERIMENTS = options("experiment", [CONF])
 README = Path(__file__).parents[2] / "README.md"
 
 
+def some_mnist(folder: Path) -> Path:
+    """Some images in MNIST's files, as its test part alone."""
+    images = np.arange(200 * 28 * 28, dtype=np.uint8).reshape(200, 28, 28)
+    labels = np.arange(200, dtype=np.uint8) % 10
+    for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+        header = np.array([0x800 + array.ndim, *array.shape], ">i4").tobytes()
+        (folder / f"t10k-{kind}-ubyte").write_bytes(header + array.tobytes())
+    return folder
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_builds_on_the_meta_device(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SCALEDL_CACHE", str(tmp_path))
-    config = composed([f"experiment={name}", "run_id=test"], [CONF], [])
+    data_of_its_own = [f"data.path={some_mnist(tmp_path)}"] if name.endswith("/mnist") else []
+    config = composed([f"experiment={name}", "run_id=test", *data_of_its_own], [CONF], [])
     data = build.data(config)
     build.settle_steps(config, len(data.split("train")))
     model = build.model(config)

@@ -6,7 +6,7 @@ import torch
 
 from scaledl.data.pretokenize import split_documents
 from scaledl.data.text import TextData, windows_of_text
-from scaledl.data.tokenizer import ByteTokenizer, CharTokenizer, load_tokenizer
+from scaledl.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, load_tokenizer
 
 TEXT = "".join(chr(ord("a") + i * i % 23) for i in range(103))
 
@@ -126,6 +126,18 @@ def test_any_text_as_evaluation_set():
 def test_vocab_size_is_a_fact_and_may_be_padded(tmp_path):
     assert text_data(tmp_path).facts()["vocab_size"] == 257
     assert text_data(tmp_path, vocab_size=320).facts()["vocab_size"] == 320
+
+
+def test_the_mask_is_a_fact_where_there_is_one_and_padding_has_an_id_of_its_own(tmp_path):
+    assert "mask_id" not in text_data(tmp_path).facts()
+    assert text_data(tmp_path, vocab_size=320, mask_id=319).facts()["mask_id"] == 319
+    text = bytes(np.random.default_rng(0).integers(97, 123, 400).tolist()).decode()  # without a pattern to compress
+    data = text_data(tmp_path, text, BpeTokenizer(300, masked=True), seq_len=15)
+    assert data.facts()["mask_id"] == 1
+    last = whole(data.datasets()["val"])
+    assert (last["input_ids"][last["labels"] == -100][1:] == 0).all()  # the first is the text's last token
+    assert (last["input_ids"] == 0).any()
+    assert not (last["input_ids"][last["labels"] != -100] == 0).any()
 
 
 def test_tokenizer_goes_into_the_run_directory(tmp_path):

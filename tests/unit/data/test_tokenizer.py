@@ -105,6 +105,31 @@ def test_bpe_compresses_and_refuses_a_small_vocabulary():
         BpeTokenizer(100)
 
 
+def test_masked_bpe_has_padding_and_a_mask_that_no_text_is_encoded_as(tmp_path):
+    tokenizer = BpeTokenizer(300, masked=True)
+    text = TEXT + " [PAD] [MASK] <|endoftext|>" * 20
+    tokenizer.fit([text])
+    ids = tokenizer.encode(text)
+    assert (tokenizer.pad_id, tokenizer.mask_id, tokenizer.eos_id, tokenizer.vocab_size) == (0, 1, 299, 300)
+    assert 1 < ids.min() <= ids.max() < 299
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode([1, *tokenizer.encode("the"), 0, 299]) == "the"
+    tokenizer.save(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.describe() == tokenizer.describe()
+    assert (loaded.pad_id, loaded.mask_id) == (0, 1)
+    with pytest.raises(ValueError, match=r"vocab_size=258 is below 259 \(256 bytes, padding, the mask"):
+        BpeTokenizer(258, masked=True)
+
+
+def test_plain_bpe_is_what_it_was_before_there_was_a_mask():
+    """What caches and run directories of earlier versions hold."""
+    tokenizer = fitted("bpe")
+    assert (tokenizer.pad_id, tokenizer.mask_id) == (None, None)
+    assert tokenizer.settings() == {"kind": "bpe", "wanted": 300}
+    assert tokenizer.describe() == tokenizer.settings() | {"vocab_size": 300, "eos_id": 299}
+
+
 def test_bpe_reads_its_end_in_a_text_as_text():
     tokenizer = fitted("bpe")
     ids = tokenizer.encode("a<|endoftext|>b")

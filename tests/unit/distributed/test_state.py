@@ -222,7 +222,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(
     assert storage.load_plain(tmp_path / "resumed")["lr"] == storage.load_plain(tmp_path / "straight")["lr"]
 
 
-def each_alone(model: nn.Module) -> list[dict[str, Any]]:
+def each_alone(model: nn.Module, by_use: bool = False) -> list[dict[str, Any]]:
     return [{"params": [p], "weight_decay": 0.0} for p in model.parameters() if p.requires_grad]
 
 

@@ -70,6 +70,20 @@ def test_cross_attention_with_padding_equals_the_formula() -> None:
     assert (layer(x, context=context) - y)[1].abs().max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    "arguments", [{}, {"num_kv_heads": 2, "head_dim": 10}, {"qk_norm": True, "rope_base": 100.0, "num_kv_heads": 3}]
+)
+@pytest.mark.parametrize("rule", [{}, {"is_causal": True}, {"mask": DOCUMENTS[:, None, :, None] >= DOCUMENTS[0]}])
+def test_the_attention_map_is_what_values_are_mixed_by(arguments: dict, rule: dict) -> None:
+    layer, x = make(**arguments), torch.randn(2, T, 24)
+    weights = layer.attention_map(x, positions=POSITIONS, **rule)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 6, T))
+    values = layer.v(x).unflatten(-1, (-1, layer.head_dim)).transpose(1, 2)  # (B, num_kv_heads, T, head_dim)
+    mixed = weights @ values.repeat_interleave(6 // values.shape[1], dim=1)
+    expected = layer(x, positions=POSITIONS, **rule)
+    torch.testing.assert_close(layer.out(mixed.transpose(1, 2).flatten(2)), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_is_causal_hides_the_future() -> None:
     layer, x = make(), torch.randn(1, T, 24)
     changed = x.clone()

@@ -11,7 +11,7 @@ from scaledl.distributed.parallelize import ModelBuilder
 from scaledl.models.cnn import CNN
 
 CONF = Path(__file__).parents[3] / "conf"
-NORMS = ["none", "batch", "layer"]
+NORMS = ["none", "batch", "sync_batch", "group", "layer"]
 SMALL = {
     "in_channels": 3,
     "image_size": 9,
@@ -60,6 +60,40 @@ def test_lenet_is_the_textbook_chain_of_layers() -> None:
             copied.copy_(ours)
     x = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(model(x), theirs(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("alexnet", 61_100_840), ("vgg11", 132_863_336), ("vgg16", 138_357_544), ("vgg16_bn", 138_365_992)],
+)
+def test_counts_of_stage_tables(count, name: str, expected: int) -> None:
+    assert count(name, in_channels=3, image_size=224, out_dim=1000) == expected
+
+
+def test_alexnet_is_torchvisions(torchvision, take_weights) -> None:
+    theirs = torchvision.models.alexnet(num_classes=5).eval()
+    ours = from_yaml("alexnet", in_channels=3, image_size=224, out_dim=5).eval()
+    take_weights(ours, theirs)
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+
+
+def test_strides_of_convolution_and_pooling() -> None:
+    model = make(stages=[[4, 3, 1, 3, 2, 1], [6, 2, 0, 1, 2]], norm="group", bias=False)
+    x = images()
+    first = model.stages[0]
+    y = nn.functional.conv2d(x, first.conv.weight, stride=2, padding=1)  # 9 -> 5
+    y = nn.functional.max_pool2d(nn.functional.group_norm(y, 2).relu(), 3, stride=1)  # -> 3
+    torch.testing.assert_close(first(x), y)
+    assert model.stages(x).shape == (4, 6, 1, 1)  # and the second takes every other place of 3
+    assert model(x).shape == (4, 5)
+
+
+def test_convolutions_have_a_bias_where_no_batch_norm_subtracts_it() -> None:
+    cases = [("none", None, True), ("group", None, True), ("sync_batch", None, False), ("batch", True, True)]
+    for norm, bias, expected in [*cases, ("none", False, False)]:
+        assert (make(norm=norm, bias=bias).stages[0].conv.bias is not None) == expected
 
 
 def test_the_default_suits_digits() -> None:
@@ -138,6 +172,8 @@ def test_recomputed_stages_give_the_same_gradients() -> None:
         ([[4, 3, 1, 10]], r"stages\[0\]=\[4, 3, 1, 10\]: 9x9 maps .* 10x10 pooling"),
         ([[4, 3, 1]], r"stages\[0\]=\[4, 3, 1\]: a stage is four numbers, \[out_channels"),
         ([[4, 3, -1, 2]], r"padding at least 0"),
+        ([[4, 3, 1, 2, 1, 0]], r"so must strides"),
+        ([[4, 3, 1, 2, 1, 1, 1]], r"and up to two more behind them, stride and pool_stride"),
         ([[0, 3, 1, 2]], r"out_channels, kernel_size and pool_size must be at least 1"),
     ],
 )

@@ -88,7 +88,7 @@ class Table(Data):
         names = [name for name in self.columns or table.column_names if name != self.target]
         x = np.concatenate([self._feature(column_of(table, name, self.name), name, rows["train"]) for name in names], 1)
         if not self.classes:
-            y = ((y - y[rows["train"]].mean()) / y[rows["train"]].std()).astype(np.float32)
+            y = ((y - y[rows["train"]].mean()) / (y[rows["train"]].std() or 1.0)).astype(np.float32)
         self._splits = {split: Samples(x[chosen], y[chosen]) for split, chosen in rows.items()}
         for name, given in self.given.items():
             if given not in (None, self.facts()[name]):
@@ -111,7 +111,8 @@ class Table(Data):
         split = "test" if "test" in self._splits else "val"
         if split not in self._splits:
             return {}
-        train_x, train_y, x, y = (part.numpy() for s in ("train", split) for part in vars(self._splits[s]).values())
+        train, held_out = self._splits["train"], self._splits[split]
+        train_x, train_y, x, y = (part.numpy() for part in (train.x, train.y, held_out.x, held_out.y))
         if self.classes:
             linear = LogisticRegression(max_iter=1000).fit(train_x, train_y)
             commonest = np.bincount(train_y).argmax()
@@ -124,10 +125,10 @@ class Table(Data):
 
     def _target(self, column: pa.ChunkedArray) -> np.ndarray:
         """(N,): class numbers, with their names in `self.classes`, or float64."""
-        if column.null_count:
+        holes = pc.sum(pc.is_null(column, nan_is_null=True)).as_py()
+        if holes:
             raise ValueError(
-                f"{self.name}: {column.null_count} of {len(column)} rows have no {self.target}, which is to be "
-                "predicted; remove them"
+                f"{self.name}: {holes} of {len(column)} rows have no {self.target}, which is to be predicted; remove them"
             )
         few = pa.types.is_integer(column.type) and len(column.unique()) <= LARGEST_NUMBER_OF_CLASSES
         if self.kind == "number" or (self.kind == "auto" and not _is_category(column) and not few):

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.e2e
         ("vit/digits", "test/acc", 0.96),
         ("kan/digits", "test/acc", 0.955),
         ("text/embedding_bag", "test/acc", 0.85),
-        ("word2vec/analogies", "val/analogies", 0.95),
+        ("word2vec/analogies", "test/analogies", 0.95),
     ],
 )
 def test_a_family_reaches_its_floor(scaledl, tmp_path: Path, experiment: str, metric: str, floor: float) -> None:

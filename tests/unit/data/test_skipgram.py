@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scaledl.data import skipgram
 from scaledl.data.skipgram import ROLES, Documentation, Pairs, Sentences, SkipGram
 from scaledl.data.tokenizer import WordTokenizer
 
@@ -104,10 +105,12 @@ def test_the_embedded_sentences_hide_no_other_difference_between_women_and_men()
             assert 0.75 < with_man / with_woman < 1.33, (man, woman, thing)
 
 
-def test_the_documentation_is_a_corpus() -> None:
-    documents = [document for document, _ in Documentation().pieces()]
-    assert documents == sorted(set(documents))
-    assert len(documents) > 1000
+def test_the_documentation_is_topics_and_then_docstrings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(skipgram, "docstrings", lambda: (["one docstring", "another"], ["a", "b"]))
+    documents, texts = zip(*Documentation().pieces(), strict=True)
+    assert list(documents) == list(range(len(documents)))
+    assert len(documents) > 50
+    assert texts[-2:] == ("one docstring", "another")
 
 
 def test_questions_of_a_file_leave_unknown_words_out(tmp_path: Path) -> None:

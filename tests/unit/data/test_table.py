@@ -181,6 +181,9 @@ def test_a_target_that_is_missing_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, table(count=[None, *range(ROWS - 1)]))
     with pytest.raises(ValueError, match="1 of 60 rows have no count, which is to be predicted"):
         make(path=path, target="count")
+    path = written(tmp_path, table(age=[float("nan"), *map(float, range(ROWS - 1))]), "t.parquet")
+    with pytest.raises(ValueError, match="1 of 60 rows have no age, which is to be predicted"):
+        make(path=path, target="age")
 
 
 def test_bad_files_are_refused(tmp_path: Path) -> None:

@@ -128,7 +128,8 @@ class Table(Data):
         holes = pc.sum(pc.is_null(column, nan_is_null=True)).as_py()
         if holes:
             raise ValueError(
-                f"{self.name}: {holes} of {len(column)} rows have no {self.target}, which is to be predicted; remove them"
+                f"{self.name}: {holes} of {len(column)} rows have no {self.target}, which is to be "
+                "predicted; remove them"
             )
         few = pa.types.is_integer(column.type) and len(column.unique()) <= LARGEST_NUMBER_OF_CLASSES
         if self.kind == "number" or (self.kind == "auto" and not _is_category(column) and not few):

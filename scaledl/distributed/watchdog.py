@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -29,6 +30,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 EXIT_HUNG = 124  # as timeout(1)
 
 STORE_SECONDS = 5.0  # a store that needs longer for an answer is dead
+LAUNCHER_SECONDS = 45  # longer than torchrun gives its ranks to end
 LINES = 16
 
 _T = TypeVar("_T")
@@ -207,6 +209,7 @@ class Watchdog:
             with contextlib.suppress(OSError):
                 if os.getppid() == self._launcher:  # else it is gone, and our parent is another
                     os.kill(self._launcher, signal.SIGTERM)
+                    _kill_later(self._launcher)
         self._end([stopped] if stopped else [])
 
     def _end(self, silent: list[Sign]) -> None:
@@ -276,6 +279,14 @@ def _stat(pid: int) -> tuple[str, str]:
     except OSError:
         return "", ""
     return fields[0], fields[19]
+
+
+def _kill_later(pid: int) -> None:
+    """Kill a process that has not ended by then: torchrun may hear SIGTERM only when a call to its store returns."""
+    still_it = f'[ "$(cut -d" " -f22 /proc/{pid}/stat)" = {_stat(pid)[1]} ]'
+    command = f"sleep {LAUNCHER_SECONDS}; {still_it} && kill -9 {pid}"
+    quiet: dict[str, int] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    subprocess.Popen(["sh", "-c", command], start_new_session=True, **quiet)  # type: ignore[call-overload]
 
 
 def _in_background(function: Callable[[], _T]) -> "Future[_T]":

@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from scaledl import build
+from scaledl import atomic, build
 from scaledl.config.folders import CONF
 from scaledl.experiments import all_experiments
 from scaledl.loggers import jsonl
@@ -40,6 +40,7 @@ from scaledl.train import composed, quiet
 
 ROOT = Path(__file__).parents[1]
 CHOSEN = {"perceptron": "perceptron/digits"}  # instead of a family's first; a batch of perceptron/blobs is one point
+HEADING = "## Which family runs on which strategy\n"
 TIMEOUT = 1800  # seconds of one run
 RANDOM = ("dropout", "stochastic_depth")  # settings whose noise is drawn for each rank
 
@@ -224,19 +225,25 @@ def chosen_experiments(families: list[str], experiments: list[str]) -> list[str]
     return [name for family, name in of_family.items() if "all" in families or family in families]
 
 
-def page(title: str, layouts: list[str], table: list[list[str]], notes: list[str]) -> str:
-    """docs/families.md."""
-    command = f"scripts/parity.py {' '.join(sys.argv[1:])}"
-    lines = [
-        "# Which family runs on which strategy",
+def with_row(document: str, title: str, layouts: list[str], row: list[str], notes: list[str]) -> str:
+    """The document with an experiment's row and notes in its last section, in place of older ones."""
+    head = ["experiment", *layouts, "commit"]
+    before, _, section = document.partition(HEADING)
+    lines = section.splitlines()
+    table = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines if line.startswith("|")]
+    rows = {cells[0]: cells for cells in table[2:] if table[0] == head} | {row[0]: [*row, str(commit_of_scaledl())[:7]]}
+    others = [line for line in lines if line.startswith("- ") and line[2:].split(":")[0] in rows.keys() - {row[0]}]
+    written = [
+        f"{HEADING}{title}.",
+        "Each row by `scripts/parity.py --experiments EXPERIMENT --markdown FILE` with these columns and steps,",
+        f"on {os.cpu_count()} CPU cores, {torch.cuda.device_count()} GPUs, PyTorch {torch.__version__}.",
+        "A cell without a number says why the run is refused before it starts.",
         "",
-        f"Written by `{command}`",
-        f"at commit {commit_of_scaledl()}, ",
+        *(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *(rows[name] for name in sorted(rows)))),
+        "",
+        *sorted([*others, *(f"- {note}" for note in notes)]),
     ]
-    lines[-1] += f"on {os.cpu_count()} CPU cores, {torch.cuda.device_count()} GPUs, PyTorch {torch.__version__}."
-    lines += ["", f"{title}.", "A cell without a number says why the run is refused before it starts.", ""]
-    rows = [["experiment", *layouts], ["---"] * (1 + len(layouts)), *table]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows), "", *(f"- {note}" for note in notes), ""])
+    return before + "\n".join(written) + "\n"
 
 
 def main() -> None:
@@ -247,7 +254,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--tolerance", type=float, default=1e-5)
     parser.add_argument("--override", nargs="+", default=[], metavar="KEY=VALUE", help="of every experiment")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, too")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="put each row into this file's last section")
     arguments = parser.parse_args()
     quiet()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that no rank is left behind
@@ -256,6 +263,7 @@ def main() -> None:
     console, began = Console(soft_wrap=True, highlight=False), time.monotonic()
     cells: dict[tuple[str, str], Cell] = {}
     total, notes = len(experiments) * len(layouts), []
+    title = f"{arguments.steps} steps: largest relative difference of train/loss (of train/grad_norm) from one process"
     with tempfile.TemporaryDirectory() as folder:
         for experiment in experiments:
             words, changed = first_steps(experiment, arguments.steps, arguments.override)
@@ -265,16 +273,18 @@ def main() -> None:
                 cells[experiment, label] = cell
                 where = f"cell {len(cells)} of {total}: {experiment}, {label}"
                 console.print(f"{where}: {cell.text} {cell.more} [{cell.seconds:.0f} s]", markup=False)
+            if arguments.markdown:
+                before = arguments.markdown.read_text(encoding="utf-8") if arguments.markdown.exists() else ""
+                row = [experiment, *(cells[experiment, label].text for label in layouts)]
+                page = with_row(before, title, list(layouts), row, changed)
+                atomic.write_text(arguments.markdown, page)
 
-    title = f"{arguments.steps} steps: largest relative difference of train/loss (of train/grad_norm) from one process"
     notes.append(f"{total} cells in {(time.monotonic() - began) / 60:.1f} min; tolerance {arguments.tolerance:g}")
     table = [[experiment, *(cells[experiment, label].text for label in layouts)] for experiment in experiments]
     drawn = Table("experiment", *layouts, title=title, title_justify="left")
     for row in table:
         drawn.add_row(*row)
     console.print(drawn, *notes, sep="\n")
-    if arguments.markdown:
-        arguments.markdown.write_text(page(title, list(layouts), table, notes), encoding="utf-8")
     sys.exit(any(cell.failed for cell in cells.values()))
 
 

@@ -41,9 +41,11 @@ OPTIMIZERS = {
 }
 REGULARIZERS = {
     "none": PLAIN,
+    "L1": f"{PLAIN} callbacks.l1._target_=scaledl.callbacks.l1.L1 callbacks.l1.strength=1e-2",
     "L2": f"{PLAIN} optimizer.weight_decay=1",
     "dropout": f"{PLAIN} model.dropout=0.4",
     "label smoothing": f"{PLAIN} task.label_smoothing=0.1",
+    "mixup": f"{PLAIN} task.mixup=0.4",
     "batch norm": f"{PLAIN} model.norm=batch",
     "layer norm": f"{PLAIN} model.norm=layer",
     "all but norms": "model.dropout=0.4 task.label_smoothing=0.1 optimizer.weight_decay=0.1",

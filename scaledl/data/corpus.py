@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
+from scaledl.data import checks
+
 _BLOCK_BYTES = 1 << 20
 _ROWS = {".jsonl", ".ndjson", ".parquet"}
 _PROSE = {".txt", ".text", ".md", ".rst", ".tex", ".html", ".xml"}
@@ -126,8 +128,7 @@ def find_corpus(
     text_column: str,
     encoding: str,
 ) -> Corpus:
-    if path and dataset:
-        raise ValueError(f"data.path={path!r} and data.dataset={dataset!r} name two sources; set one of them to null")
+    checks.one_source(path, dataset)
     if dataset:
         return HubDataset(dataset, dataset_config, dataset_split, text_column)
     if not path:

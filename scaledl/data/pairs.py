@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from scaledl.data import checks
 from scaledl.data.base import BatchDataset, Data
 from scaledl.data.tokenizer import CharTokenizer, Tokenizer, load_tokenizer
 
@@ -152,17 +153,10 @@ class Pairs(Data):
         num_workers: int = 0,
     ):
         super().__init__(global_batch_size, micro_batch_size, seed, num_workers)
-        if path and dataset:
-            raise ValueError(
-                f"data.path={path!r} and data.dataset={dataset!r} name two sources; set one of them to null"
-            )
+        checks.one_source(path, dataset)
         if max_len < 2:
             raise ValueError(f"data.max_len={max_len}: a side is at least a token and its end, give 2 or more")
-        if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-            raise ValueError(
-                f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} must leave something to "
-                "train on: give two numbers from 0 up, below 1 together"
-            )
+        checks.held_out(val_fraction, test_fraction)
         try:
             codecs.lookup(encoding)
         except LookupError:

@@ -12,6 +12,7 @@ import pyarrow.csv
 import torch
 from torch import Tensor
 
+from scaledl.data import checks
 from scaledl.data.base import BatchDataset, Data
 from scaledl.data.table import column_of, numbers_of, read_table
 
@@ -95,11 +96,7 @@ class Series(Data):
             raise ValueError(f"data.dataset={dataset} and data.path={path}: give one of them, and leave the other null")
         if seq_len < 1 or horizon < 1:
             raise ValueError(f"data.seq_len={seq_len} and data.horizon={horizon} must be at least 1")
-        if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-            raise ValueError(
-                f"data.val_fraction={val_fraction} and test_fraction={test_fraction} must be at least 0, and together "
-                "leave something below 1 to train on"
-            )
+        checks.held_out(val_fraction, test_fraction)
         self.dataset, self.path, self.columns, self.target = dataset, path, columns, target
         self.seq_len, self.horizon, self.transform = seq_len, horizon, transform
         self.time, self.max_gap, self.missing = time, max_gap, missing

@@ -13,6 +13,7 @@ from sklearn import datasets as sklearn_datasets
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import train_test_split
 
+from scaledl.data import checks
 from scaledl.data.base import BatchDataset, Data
 from scaledl.data.samples import Samples
 
@@ -66,11 +67,7 @@ class Table(Data):
             raise ValueError(f"data.dataset={dataset} and data.path={path}: give one of them, and leave the other null")
         if path is not None and target is None:
             raise ValueError(f"data.path={path} needs data.target, the column to predict")
-        if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-            raise ValueError(
-                f"data.val_fraction={val_fraction} and test_fraction={test_fraction} must be at least 0, and together "
-                "leave something below 1 to train on"
-            )
+        checks.held_out(val_fraction, test_fraction)
         self.dataset, self.path, self.target, self.columns = dataset, path, target, columns
         self.kind, self.categories, self.missing = kind, categories, missing
         self.fractions = {"val": val_fraction, "test": test_fraction}

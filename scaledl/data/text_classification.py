@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scaledl.data import checks
 from scaledl.data.base import BatchDataset, Data
 from scaledl.data.corpus import PythonTexts
 from scaledl.data.tokenizer import FILE, SavedTokenizer, Tokenizer, load_tokenizer
@@ -95,17 +96,10 @@ class TextClassification(Data):
         num_workers: int = 0,
     ):
         super().__init__(global_batch_size, micro_batch_size, seed, num_workers)
-        if path and dataset:
-            raise ValueError(
-                f"data.path={path!r} and data.dataset={dataset!r} name two sources; set one of them to null"
-            )
+        checks.one_source(path, dataset)
         if seq_len < 1:
             raise ValueError(f"data.seq_len={seq_len} must be at least 1")
-        if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-            raise ValueError(
-                f"data.val_fraction={val_fraction} and test_fraction={test_fraction} must be at least 0 and leave some "
-                "of the texts for training"
-            )
+        checks.held_out(val_fraction, test_fraction)
         self.tokenizer, self.seq_len = tokenizer, seq_len
         self.path = os.path.abspath(os.path.expanduser(os.path.expandvars(path))) if path else None
         self.dataset, self.dataset_config = dataset, dataset_config

@@ -145,6 +145,8 @@ def test_sgd_and_bf16_inputs_train_in_shards(environment: dict[str, str], tmp_pa
     own = {"sgd": ["strategy=fsdp", "optimizer=sgd"], "bf16": ["strategy=deepspeed_3", "precision=bf16-mixed"]}
     for run_id, words in own.items():
         launch(2, *run, *words, f"run_id={run_id}", folder=tmp_path, environment=environment)
+        summary = summary_of(next(tmp_path.glob(f"runs/**/{run_id}")))
+        assert (summary["status"], summary["steps"]) == ("completed", 2)
 
 
 @pytest.mark.parametrize(

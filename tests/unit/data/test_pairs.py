@@ -284,8 +284,8 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     [
         ({"path": "a", "dataset": "b"}, "name two sources"),
         ({"max_len": 1}, "max_len=1: a side is at least"),
-        ({"val_fraction": 0.6, "test_fraction": 0.4}, "must leave something to train on"),
-        ({"val_fraction": -0.1}, "two numbers from 0 up"),
+        ({"val_fraction": 0.6, "test_fraction": 0.4}, "leave something below 1 to train on"),
+        ({"val_fraction": -0.1}, "must be at least 0"),
         ({"encoding": "utf-9"}, "data.encoding='utf-9' is unknown"),
         ({"num_samples": 100, "tgt_vocab_size": 7}, "data.tgt_vocab_size=7, but the tokenizer has"),
     ],

@@ -258,7 +258,7 @@ def test_a_run_on_other_texts_is_not_written_over(tmp_path: Path) -> None:
     [
         ({"seq_len": 0}, "data.seq_len=0 must be at least 1"),
         ({"dataset": "imdb"}, "name two sources; set one of them to null"),
-        ({"val_fraction": 0.5, "test_fraction": 0.5}, "leave some of the texts for training"),
+        ({"val_fraction": 0.5, "test_fraction": 0.5}, "leave something below 1 to train on"),
         ({"val_fraction": -0.1}, "must be at least 0"),
         ({"num_classes": 3}, "data.num_classes=3, but there are 2 classes: no, yes; set it to null"),
         ({"class_names": ["yes", "maybe"]}, "the class 'no' is not among data.class_names"),

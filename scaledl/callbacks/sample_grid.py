@@ -13,6 +13,7 @@ from torch import Tensor
 from scaledl import atomic, checkpoint, judge
 from scaledl.callbacks.metrics import Metrics
 from scaledl.callbacks.predictions import save
+from scaledl.callbacks.reconstructions import sheet
 from scaledl.data.sampler import EvalBatches
 from scaledl.distributed import group
 from scaledl.distributed.noise import Noise
@@ -180,9 +181,7 @@ def _figure(examples: Tensor, shown: Tensor, title: str) -> Figure:
     figure.suptitle(title, fontsize=8)
     panels = figure.subplots(1, 2, width_ratios=(left, right))
     for axes, images, name in zip(panels, (examples, shown), ("training images", "samples"), strict=True):
-        framed = torch.nn.functional.pad(((images - low) / (high - low)).clamp(0, 1), (1, 1, 1, 1))  # a frame of 0
-        sheet = framed.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (rows · H, columns · W, C)
-        axes.imshow(sheet.squeeze(-1), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        axes.imshow(sheet(images, low, high), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
         axes.set_title(name, fontsize=8)
         axes.set_axis_off()
     return figure

@@ -63,7 +63,7 @@ class SpectralConv2d(_Spectral, nn.Conv2d):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self._normalized(), self.bias, self.stride, self.padding)
+        return self._conv_forward(x, self._normalized(), self.bias)
 
 
 class SpectralLinear(_Spectral, nn.Linear):

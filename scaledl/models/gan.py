@@ -11,7 +11,7 @@ from scaledl.layers.spectral import SpectralConv2d, SpectralLinear
 from scaledl.models.autoencoder import Decoder, smallest_maps
 
 OutActivation = Literal["sigmoid", "tanh", "none"]
-_OUT = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "none": lambda x: x}
+_OUT: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "none": nn.Identity}
 
 
 class Generator(nn.Module):
@@ -31,7 +31,7 @@ class Generator(nn.Module):
         out: OutActivation,
     ) -> None:
         super().__init__()
-        self.num_classes, self.out = num_classes, _OUT[out]
+        self.num_classes, self.out = num_classes, _OUT[out]()
         self.decoder = Decoder(latent_dim + num_classes, in_channels, image_size, channels, [], "relu", norm)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
@@ -52,7 +52,8 @@ class Discriminator(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        conv, linear = (SpectralConv2d, SpectralLinear) if spectral_norm else (nn.Conv2d, nn.Linear)
+        conv: type[nn.Conv2d] = SpectralConv2d if spectral_norm else nn.Conv2d
+        linear: type[nn.Linear] = SpectralLinear if spectral_norm else nn.Linear
         layers: list[nn.Module] = []
         before = in_channels
         for after in channels:
@@ -115,7 +116,8 @@ class GAN(nn.Module):
         and of drawn ones; in one pass of the discriminator."""
         drawn = self.generator(z, y)
         scores = self.discriminator(torch.cat([x.to(drawn.dtype), drawn.detach(), drawn]), y.repeat(3))
-        return (drawn, *scores.chunk(3))
+        of_real, of_twin, of_drawn = scores.chunk(3)
+        return drawn, of_real, of_twin, of_drawn
 
     def generate(self, z: Tensor, y: Tensor) -> Tensor:
         return self.generator(z, y)

@@ -43,7 +43,7 @@ class SyncBatchNorm(_NormBase):
 
     def _over_ranks(self, x: Tensor) -> Tensor:
         y, mean, var, count = _Normalize.apply(x, self.eps)
-        if not _recomputing():
+        if not recomputing():
             running_mean, running_var, momentum = _running(self)
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             running_var.lerp_((var * count / (count - 1)).to(running_var.dtype), momentum)
@@ -87,7 +87,7 @@ class _Normalize(torch.autograd.Function):
 
 def _batch_norm(norm: _NormBase, x: Tensor) -> Tensor:
     mean, var, momentum = _running(norm)
-    if norm.training and _recomputing():
+    if norm.training and recomputing():
         mean, var = mean.clone(), var.clone()
     weight, bias = (norm.weight.to(mean.dtype), norm.bias.to(mean.dtype)) if norm.affine else (None, None)
     return F.batch_norm(x, mean, var, weight, bias, norm.training, momentum, norm.eps)
@@ -98,7 +98,7 @@ def _running(norm: _NormBase) -> tuple[Tensor, Tensor, float]:
     return norm.running_mean, norm.running_var, norm.momentum  # type: ignore[return-value]
 
 
-def _recomputing() -> bool:
+def recomputing() -> bool:
     """Whether this is a forward pass inside a backward pass: activation checkpointing's second one."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 

@@ -25,7 +25,7 @@ BUILDER = ModelBuilder(partial(CNN, 1, 8, [[4, 3, 1, 2], [8, 3, 1, 2]], [16], 4)
 
 
 def test_accuracies_are_those_of_frozen_features(fit: Callable[..., Any], tmp_path: Path) -> None:
-    task, data = Rotation(BUILDER, partial(torch.optim.AdamW, lr=1e-3)), Digits(64, 50)
+    task, data = Rotation(BUILDER, partial(torch.optim.AdamW, lr=1e-3)), Digits(50, 50)
     trainer = fit(Probe(num_train_samples=300), max_steps=2, val_every=2, task=task, data=data)
     assert task.model.training
     sets = dict(data.splits())

@@ -75,6 +75,7 @@ class Diffusion(Task):
         if len(value_range) != 2 or value_range[0] >= value_range[1]:
             raise ValueError(f"value_range={value_range}: give the lowest and the highest value of the data")
         self.num_classes, self.num_steps, self.schedule, self.target = num_classes, num_steps, schedule, target
+        self.conditional = num_classes is not None
         self.label_dropout, self.guidance, self.sampler, self.clip = label_dropout, guidance, sampler, clip
         low, high = value_range
         self.middle, self.half = (low + high) / 2, (high - low) / 2

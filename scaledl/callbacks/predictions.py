@@ -59,10 +59,10 @@ def logits_of(trainer: pl.Trainer, task: Task, x: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def save(figure: Figure, run_dir: Path, name: str) -> None:
+def save(figure: Figure, run_dir: Path, name: str, folder: str = "plots") -> None:
     FigureCanvasAgg(figure)  # a canvas of the figure's own: no display, and no state that other code shares
-    (run_dir / "plots").mkdir(exist_ok=True)
-    figure.savefig(run_dir / "plots" / name, dpi=120, bbox_inches="tight")
+    (run_dir / folder).mkdir(exist_ok=True)
+    figure.savefig(run_dir / folder / name, dpi=120, bbox_inches="tight")
 
 
 def show_image(axes: Axes, image: Tensor) -> None:

@@ -173,13 +173,20 @@ def check_fit(config: DictConfig, task: Task, train_set: BatchDataset) -> None:
         task.model = None  # type: ignore[assignment]
 
 
-def check_served(task: Task, strategy: RunState) -> None:
+def check_served(task: Task, strategy: RunState, data: Data) -> None:
     """Whether the strategy can do what the task and its model need.
 
     Raises:
         ValueError: it cannot; the reason is in the message.
     """
     name = strategy.strategy_name
+    if "whole_batch" in task.needs and data.accumulation > 1:
+        share = data.global_batch_size // data.world_size
+        raise ValueError(
+            f"{type(task).__name__} compares all samples of a global batch, but each rank takes its {share} in "
+            f"{data.accumulation} micro-batches, which do not see one another: set data.micro_batch_size to {share} or "
+            "more, take more ranks or a smaller data.global_batch_size"
+        )
     for who, needs in ((type(task).__name__, task.needs), ("this optimizer", needs_of(task.make_optimizer))):
         for need in needs:
             if need in strategy.cannot:

@@ -152,7 +152,7 @@ def checked(config: DictConfig) -> tuple[Data, Task, RunState, int]:
     task = build.task(config, model)
     build.check_fit(config, task, train_set)
     strategy = build.strategy(config)
-    build.check_served(task, strategy)
+    build.check_served(task, strategy, data)
     return data, task, strategy, num_parameters
 
 

@@ -23,7 +23,9 @@ class Task(pl.LightningModule):
         scheduler: makes the learning-rate schedule from the optimiser, stepped every optimiser step.
     """
 
-    needs: tuple[Literal["second_order_gradients", "several_optimizers"], ...] = ()  # which not every strategy can do
+    needs: tuple[
+        Literal["second_order_gradients", "several_optimizers", "whole_batch"], ...
+    ] = ()  # which not every run can do
 
     def __init__(
         self,

@@ -1,7 +1,5 @@
 """Restricted Boltzmann machine: visible and hidden units, joined but not among themselves."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,22 +26,24 @@ class RBM(nn.Module):
         nn.init.zeros_(self.visible_bias)
         nn.init.zeros_(self.hidden_bias)
 
-    def forward(self, x: Tensor, read: Literal["energy", "hidden"] | Tensor = "energy") -> Tensor:
-        """Of x (B, ...) the free energy (B, 1), -v·b - sum softplus(c + W v), or what else is to be read.
+    def forward(self, x: Tensor, uniform: Tensor | None = None) -> Tensor:
+        """Free energy (B, 1) of x (B, ...): -v·b - sum softplus(c + W v).
 
-        read: "hidden" = the hidden units' probabilities (B, hidden_dim); uniform numbers (B, hidden_dim) = the visible
-        units' probabilities (B, in_dim) after the hidden units were drawn with them: half of a step of Gibbs sampling.
+        With uniform numbers (B, hidden_dim), by which the hidden units are drawn, the visible units' probabilities
+        (B, in_dim) after them: half a step of Gibbs sampling.
         """
-        v = x.flatten(1)  # (B, in_dim)
-        if v.shape[1] != self.in_dim:
-            raise ValueError(f"x has {v.shape[1]} values a sample, but in_dim={self.in_dim}: make it that of the data")
-        h = F.linear(v, self.weight, self.hidden_bias)  # (B, hidden_dim)
-        if isinstance(read, Tensor):
-            return F.linear((read < h.sigmoid()).type_as(v), self.weight.T, self.visible_bias).sigmoid()
-        if read == "hidden":
-            return h.sigmoid()
+        v, h = self._units(x)
+        if uniform is not None:
+            return F.linear((uniform < h.sigmoid()).type_as(v), self.weight.T, self.visible_bias).sigmoid()
         return -(v @ self.visible_bias + F.softplus(h).sum(1)).unsqueeze(1)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The hidden units' probabilities (B, num_features)."""
-        return self(x, "hidden")
+        return self._units(x)[1].sigmoid()
+
+    def _units(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Visible units (B, in_dim), and what drives the hidden ones (B, hidden_dim)."""
+        v = x.flatten(1)
+        if v.shape[1] != self.in_dim:
+            raise ValueError(f"x has {v.shape[1]} values a sample, but in_dim={self.in_dim}: make it that of the data")
+        return v, F.linear(v, self.weight, self.hidden_bias)

@@ -131,7 +131,7 @@ class Diffusion(Task):
             x0, eps = output, (x_t - a * output) / s
         else:
             c, d = (1.0, 1.0) if self.schedule == "flow" else (s, a)
-            x0, eps = c * x_t - s * output, d * x_t + a * output  # for a·d's and c·s's sum is 1
+            x0, eps = d * x_t - s * output, c * x_t + a * output  # for a · d + s · c = 1
         return (x0.clamp(-1, 1) if self.clip else x0), eps
 
     def posterior(self, x_t: Tensor, x0: Tensor, t: int, earlier: int) -> tuple[Tensor, float]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -124,7 +125,7 @@ class Energy(Task):
 
     def on_fit_start(self) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        sample = data.split("train").__getitems__(range(1))["x"]
+        sample = data.split("train").__getitems__(np.arange(1))["x"]
         self._shape, count = sample.shape[1:], data.micro_batch_size if self.buffer_depth else 0
         for number in range(data.accumulation if count else 0):
             places = torch.arange(count, device=self.device) + self._first(number)

@@ -26,7 +26,7 @@ class OutOfDistribution(pl.Callback):
 
     Kinds: `uniform` noise over the range of the training data; `shuffled`, the split's own images with their pixels in
     random order; `class_<n>`, classes that training left out (`data.leave_out`), which are the hard test. The task has
-    `energy(x) -> (B,)`. A mixture of Gaussians with full covariances (scikit-learn's, the classical density) is measured
+    `energy(x) -> (B,)`. The classical density, scikit-learn's mixture of Gaussians with full covariances, is measured
     alike before training, as `baseline/gmm_auroc_<kind>`, and its mean log-density as `baseline/gmm_log_density`, in
     nats. At the end the best checkpoint is measured on the test split, and `plots/energies.png` shows the histograms.
 

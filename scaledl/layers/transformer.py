@@ -17,8 +17,8 @@ class TransformerBlock(nn.Module):
 
     pre_norm: x + f(norm(x)) (GPT-2, Llama, ViT), else norm(x + f(x)) (the original, BERT). cross_attention stands
     between the two and reads the `context` of an encoder. path_dropout leaves out whole branches f (`StochasticDepth`).
-    With a condition_dim, a condition (B, condition_dim) shifts and scales what each branch reads and gates what it adds,
-    x + gate · f(norm(x) · (1 + scale) + shift), all zero at first: adaLN-zero (Peebles & Xie 2023, section 3.2).
+    With a condition_dim, a condition (B, condition_dim) shifts and scales what each branch reads and gates what it
+    adds, x + gate · f(norm(x) · (1 + scale) + shift), all zero at first: adaLN-zero (Peebles & Xie 2023, section 3.2).
     The block only connects: what its parts do is said where they are made, and causality in `forward`, so that one
     block serves both directions.
 

@@ -49,7 +49,9 @@ class DiT(nn.Module):
                 "a divisor"
             )
         if dim % 4:
-            raise ValueError(f"dim={dim} is not divisible by 4: rows and columns have sines and cosines, choose a multiple")
+            raise ValueError(
+                f"dim={dim} is not divisible by 4: rows and columns have sines and cosines, choose a multiple"
+            )
         self.in_shape = (in_channels, image_size, image_size)
         self.num_classes, self.patch_size, self.dim = num_classes, patch_size, dim
         self.condition = TimeAndClass(dim, num_classes)
@@ -78,7 +80,7 @@ class DiT(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """(B, in_channels, image_size, image_size), as x, at times t (B,) in [0, 1], of classes y (see `TimeAndClass`)."""
+        """(B, in_channels, image_size, image_size), as x, at times t (B,) in [0, 1], of classes y: see `TimeAndClass`."""
         if x.shape[1:] != self.in_shape:
             raise ValueError(
                 f"images of shape {tuple(x.shape[1:])}, but the model was built for {self.in_shape}: "

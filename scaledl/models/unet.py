@@ -12,7 +12,7 @@ from scaledl.layers.conv import check_images, make_norm2d
 class UNetBlock(nn.Module):
     """Two convolutions with group norm, the second norm scaled and shifted by the condition; then perhaps attention.
 
-    (Ho et al. 2020, appendix B; the scale is Dhariwal & Nichol's, 2021, section 3.1.) Both branches add nothing at first.
+    (Ho et al. 2020, appendix B; the scale is Dhariwal & Nichol's, 2021, section 3.1.) Both add nothing at first.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out_conv.bias)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """(B, in_channels, image_size, image_size), as x, at times t (B,) in [0, 1], of classes y (see `TimeAndClass`)."""
+        """(B, in_channels, image_size, image_size), as x, at times t (B,) in [0, 1], of classes y: see `TimeAndClass`."""
         check_images(x, self.in_shape[0], self.in_shape[1])
         condition = self.condition(t, y, x.dtype)
         x = self.in_conv(x)

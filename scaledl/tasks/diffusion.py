@@ -22,8 +22,8 @@ class Diffusion(Task):
     Reads `x` (B, C, H, W) and, for conditional models, `y` (B,). The model has `in_shape`, and foretells, from x_t, the
     time t / num_steps and y, one of three, from each of which follow the others:
     - "eps": the noise (Ho et al. 2020); "x0": the data;
-    - "v": the direction of the path, d eps - c x0: of the circle with c = s_t, d = a_t (Salimans & Ho 2022, appendix D),
-      of the straight line with c = d = 1, which makes flow matching (Liu et al. 2023; Lipman et al. 2023).
+    - "v": the direction of the path, d · eps - c · x0: of the circle with c = s_t, d = a_t (Salimans & Ho 2022,
+      appendix D), of the straight line with c = d = 1, which makes flow matching (Liu et al. 2023; Lipman et al. 2023).
 
     Args:
         num_classes: of the labels; null = unconditional.

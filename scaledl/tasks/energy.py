@@ -149,6 +149,7 @@ class Energy(Task):
         energies = self.model(x).float()  # (B, 1)
         if energies.shape[1:] != (1,):
             raise ValueError(
-                f"the model gives {tuple(energies.shape[1:])} outputs a sample, but an energy is one: set model.out_dim=1"
+                f"the model gives {tuple(energies.shape[1:])} outputs a sample, but an energy is one: set "
+                "model.out_dim=1"
             )
         return energies.squeeze(1)

@@ -17,8 +17,8 @@ class ContrastiveDivergence(Task):
     """Free energy of data minus that of samples, num_steps of Gibbs sampling away from them (Hinton 2002, CD-k).
 
     Its gradient, with the samples fixed, is the rule of contrastive divergence. Reads `x` (B, ...) in [0, 1], taken for
-    probabilities; the model is an `RBM`. The difference says little of how far training has come: `reconstruction` does,
-    the mean squared error of the visible units' probabilities after half a step.
+    probabilities; the model is an `RBM`. The difference says little of how far training has come;
+    `reconstruction` does, the mean squared error of the visible units' probabilities after half a step.
 
     Args:
         num_steps: k.

@@ -32,7 +32,12 @@ def test_foreign_samples_are_told_from_data_beside_a_mixture(fit, tmp_path: Path
     task = Ink(ModelBuilder(partial(nn.Linear, 64, 1)), partial(torch.optim.SGD, lr=0.0))
     metrics = Metrics()
     trainer = fit(
-        OutOfDistribution(held_out=[9]), metrics, task=task, data=Digits(64, 64, leave_out=[9]), max_steps=1, val_every=1
+        OutOfDistribution(held_out=[9]),
+        metrics,
+        task=task,
+        data=Digits(64, 64, leave_out=[9]),
+        max_steps=1,
+        val_every=1,
     )
     found = {name: value.item() for name, value in trainer.callback_metrics.items() if "auroc" in name}
     assert set(found) == {"val/auroc_uniform", "val/auroc_shuffled", "val/auroc_class_9"}

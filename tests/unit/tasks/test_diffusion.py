@@ -50,8 +50,10 @@ def exact(target: str, schedule: str, num_steps: int = 20, **settings: Any) -> D
 def test_a_schedule_goes_from_data_to_noise(schedule: str) -> None:
     a, s = schedule_of(schedule, 200)
     assert (a[0], s[0]) == (1, 0)
-    assert a[-1] < 0.02 and s[-1] > 0.999
-    assert (a.diff() < 0).all() and (s.diff() > 0).all()
+    assert a[-1] < 0.02
+    assert s[-1] > 0.999
+    assert (a.diff() < 0).all()
+    assert (s.diff() > 0).all()
     if schedule != "flow":
         torch.testing.assert_close(a**2 + s**2, torch.ones_like(a))
 
@@ -76,7 +78,9 @@ def test_data_and_noise_follow_from_every_target(target: str, schedule: str) -> 
     x_t = torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     for t in (1, 7, 19):
         x0, eps = task.foretold(x_t, t, None)
-        torch.testing.assert_close(task.a[t] * x0 + task.s[t] * eps, x_t.double(), atol=2e-3, rtol=1e-3, check_dtype=False)
+        torch.testing.assert_close(
+            task.a[t] * x0 + task.s[t] * eps, x_t.double(), atol=2e-3, rtol=1e-3, check_dtype=False
+        )
         torch.testing.assert_close(x0, other.foretold(x_t, t, None)[0], atol=2e-3, rtol=1e-3)
 
 
@@ -109,7 +113,8 @@ def test_the_posterior_is_that_of_bayes(schedule: str) -> None:
         assert std == pytest.approx(precision**-0.5, rel=1e-9)
         assert mean.item() == pytest.approx((step * x_t.item() / added + a * x0.item() / s**2) / precision, rel=1e-9)
     mean, std = task.posterior(x_t, x0, 1, 0)
-    assert std == 0 and mean == pytest.approx(x0)
+    assert std == 0
+    assert mean == pytest.approx(x0)
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
@@ -212,7 +217,9 @@ def test_it_overfits_one_batch_and_draws_it() -> None:
 
 
 def test_it_runs_without_memory() -> None:
-    task = Diffusion(ModelBuilder(partial(DiT, 1, 8, 10, dim=32, depth=1, num_heads=2)), torch.optim.SGD, 10, [0.0, 1.0])
+    task = Diffusion(
+        ModelBuilder(partial(DiT, 1, 8, 10, dim=32, depth=1, num_heads=2)), torch.optim.SGD, 10, [0.0, 1.0]
+    )
     task.model = task.model_builder.on_meta()
     task.noise = Noise(0, torch.zeros(1, dtype=torch.int64, device="meta"))
     batch = {"x": torch.zeros(1, 1, 8, 8, device="meta"), "y": torch.zeros(1, dtype=torch.int64, device="meta")}

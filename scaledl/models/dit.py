@@ -80,7 +80,7 @@ class DiT(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """(B, in_channels, image_size, image_size), as x, at times t (B,) in [0, 1], of classes y: see `TimeAndClass`."""
+        """(B, in_channels, image_size, image_size), as x, at times t (B,) in [0, 1], of classes y (B,), or None."""
         if x.shape[1:] != self.in_shape:
             raise ValueError(
                 f"images of shape {tuple(x.shape[1:])}, but the model was built for {self.in_shape}: "

@@ -126,7 +126,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out_conv.bias)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """(B, in_channels, image_size, image_size), as x, at times t (B,) in [0, 1], of classes y: see `TimeAndClass`."""
+        """(B, in_channels, image_size, image_size), as x, at times t (B,) in [0, 1], of classes y (B,), or None."""
         check_images(x, self.in_shape[0], self.in_shape[1])
         condition = self.condition(t, y, x.dtype)
         x = self.in_conv(x)

@@ -127,6 +127,7 @@ class Energy(Task):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         sample = data.split("train").__getitems__(np.arange(1))["x"]
         self._shape, count = sample.shape[1:], data.micro_batch_size if self.buffer_depth else 0
+        self._chains = []
         for number in range(data.accumulation if count else 0):
             places = torch.arange(count, device=self.device) + self._first(number)
             chains = 2 * Noise(self.model_builder.seed, places).uniform("chains", self.buffer_depth, sample.numel()) - 1

@@ -7,9 +7,11 @@ from torch import nn
 NormName = Literal["layernorm", "rmsnorm"]
 
 
-def make_norm(norm: NormName, dim: int, eps: float, bias: bool) -> nn.Module:
+def make_norm(norm: NormName, dim: int, eps: float, bias: bool, affine: bool = True) -> nn.Module:
     """LayerNorm (Ba et al. 2016, arXiv:1607.06450) or RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467).
 
-    RMSNorm neither centres nor shifts, so `bias` concerns LayerNorm only.
+    RMSNorm neither centres nor shifts, so `bias` concerns LayerNorm only. affine: with a gain (and bias) of its own.
     """
-    return nn.RMSNorm(dim, eps=eps) if norm == "rmsnorm" else nn.LayerNorm(dim, eps=eps, bias=bias)
+    if norm == "rmsnorm":
+        return nn.RMSNorm(dim, eps=eps, elementwise_affine=affine)
+    return nn.LayerNorm(dim, eps=eps, elementwise_affine=affine, bias=bias)

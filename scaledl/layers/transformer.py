@@ -1,9 +1,10 @@
-"""The transformer block that GPT, BERT, ViT and encoder-decoder models stack."""
+"""The transformer block that GPT, BERT, ViT, DiT and encoder-decoder models stack."""
 
 from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from scaledl.layers.attention import Attention, LayerCache
 from scaledl.layers.feedforward import FeedForward
@@ -16,8 +17,13 @@ class TransformerBlock(nn.Module):
 
     pre_norm: x + f(norm(x)) (GPT-2, Llama, ViT), else norm(x + f(x)) (the original, BERT). cross_attention stands
     between the two and reads the `context` of an encoder. path_dropout leaves out whole branches f (`StochasticDepth`).
+    With a condition_dim, a condition (B, condition_dim) shifts and scales what each branch reads and gates what it
+    adds, x + gate · f(norm(x) · (1 + scale) + shift), all zero at first: adaLN-zero (Peebles & Xie 2023, section 3.2).
     The block only connects: what its parts do is said where they are made, and causality in `forward`, so that one
     block serves both directions.
+
+    Raises:
+        ValueError: if a condition is to modulate a post-norm block or one with cross attention.
     """
 
     def __init__(
@@ -32,16 +38,29 @@ class TransformerBlock(nn.Module):
         bias: bool = True,
         pre_norm: bool = True,
         path_dropout: float = 0.0,
+        condition_dim: int | None = None,
     ) -> None:
         super().__init__()
+        if condition_dim is not None and (cross_attention is not None or not pre_norm):
+            raise ValueError(
+                f"condition_dim={condition_dim} modulates a pre-norm block without cross attention; set it to null"
+            )
         self.pre_norm = pre_norm
         self.path_dropout = StochasticDepth(path_dropout)
-        self.attention_norm = make_norm(norm, dim, norm_eps, bias)
+        affine = condition_dim is None  # else the condition scales and shifts
+        self.modulation = None if condition_dim is None else nn.Linear(condition_dim, 6 * dim)
+        self.attention_norm = make_norm(norm, dim, norm_eps, bias, affine)
         self.attention = attention
         self.cross_attention_norm = make_norm(norm, dim, norm_eps, bias) if cross_attention is not None else None
         self.cross_attention = cross_attention
-        self.feedforward_norm = make_norm(norm, dim, norm_eps, bias)
+        self.feedforward_norm = make_norm(norm, dim, norm_eps, bias, affine)
         self.feedforward = feedforward
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.modulation is not None:
+            nn.init.zeros_(self.modulation.weight)
+            nn.init.zeros_(self.modulation.bias)
 
     def forward(
         self,
@@ -53,12 +72,18 @@ class TransformerBlock(nn.Module):
         cache: LayerCache | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """(B, T, dim) -> (B, T, dim); context (B, S, dim) feeds cross attention, all else is as in `Attention`.
 
         A cache remembers the context too: it is given with the first tokens only.
         """
         attend = partial(self.attention, mask=mask, is_causal=is_causal, positions=positions, cache=cache)
+        if self.modulation is not None:
+            assert condition is not None, "this block is built for a condition"
+            around = self.modulation(F.silu(condition)).unsqueeze(1).chunk(6, dim=-1)  # (B, 1, dim) each
+            x = self._modulated(x, self.attention_norm, attend, *around[:3])
+            return self._modulated(x, self.feedforward_norm, self.feedforward, *around[3:])
         x = self._residual(x, self.attention_norm, attend)
         if self.cross_attention is not None and self.cross_attention_norm is not None:
             remembered = None if cache is None else cache.context
@@ -94,3 +119,8 @@ class TransformerBlock(nn.Module):
         if self.pre_norm:
             return x + self.path_dropout(branch(norm(x)))
         return norm(x + self.path_dropout(branch(x)))
+
+    def _modulated(
+        self, x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor], shift: Tensor, scale: Tensor, gate: Tensor
+    ) -> Tensor:
+        return x + gate * self.path_dropout(branch(norm(x) * (1 + scale) + shift))

@@ -64,3 +64,23 @@ def test_a_fact_that_is_not_so_is_refused(name: str, fact: int) -> None:
         ValueError, match=f"data.{name}=28, but scikit-learn's digits have {name}={fact}; set it to null"
     ):
         Digits(8, 8, **{name: 28})
+
+
+def test_classes_left_out_are_seen_in_validation_and_test_only() -> None:
+    classes = {name: set(dataset.y.tolist()) for name, dataset in Digits(8, 8, leave_out=[3, 9]).splits()}
+    assert classes == {"train": set(range(10)) - {3, 9}, "val": set(range(10)), "test": set(range(10))}
+    for wrong in ([10], list(range(10))):
+        with pytest.raises(ValueError, match=r"data.leave_out=.* must be some of the classes"):
+            Digits(8, 8, leave_out=wrong)
+
+
+def test_nudged_images_are_moved_by_one_pixel(splits: dict) -> None:
+    for name, dataset in Digits(8, 8, nudged=True).splits():
+        x, y = splits[name]["x"], splits[name]["y"]
+        assert torch.equal(dataset.y, y.repeat(5))
+        moved = dataset.x.unflatten(0, (5, -1))
+        assert torch.equal(moved[0], x)
+        for found, axis, by in zip(moved[1:], (2, 2, 3, 3), (1, -1, 1, -1), strict=True):
+            expected = x.roll(by, axis)
+            expected.select(axis, 0 if by == 1 else 7).zero_()
+            assert torch.equal(found, expected)

@@ -111,7 +111,9 @@ def _line(draw: ImageDraw.ImageDraw, points: list[tuple[float, float]], color: s
 
 
 def _disc(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: str) -> None:
-    draw.ellipse([SCALE * (x - radius), SCALE * (y - radius), SCALE * (x + radius), SCALE * (y + radius)], COLORS[color])
+    draw.ellipse(
+        [SCALE * (x - radius), SCALE * (y - radius), SCALE * (x + radius), SCALE * (y + radius)], COLORS[color]
+    )
 
 
 def _cart(draw: ImageDraw.ImageDraw, env: Any) -> None:

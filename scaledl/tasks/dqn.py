@@ -102,7 +102,10 @@ class DQN(Reinforcement):
         before = int(episodes.state[:, STEPS].sum())
         first = self.step * self._slots
         noise = Noise(self.model_builder.seed, torch.arange(first, first + E))
-        explore, any_action = noise.uniform("explore", T), noise.integers("action", self.spaces.num_actions, T)  # (E, T)
+        explore, any_action = (
+            noise.uniform("explore", T),
+            noise.integers("action", self.spaces.num_actions, T),
+        )  # (E, T)
         done_before = before + E * torch.arange(T)
         epsilon = (1 - (1 - self.epsilon_end) * done_before / self.epsilon_steps).clamp(min=self.epsilon_end)
         explores = explore < (epsilon if self.step else 1.0)

@@ -124,7 +124,9 @@ class PolicyGradient(Reinforcement):
         )
         self._returns.copy_(advantage + value[0])
         mine = advantage[acted_].double()
-        count, total, squares = self.sums(torch.stack((acted_.sum().double(), mine.sum(), mine.square().sum()))).tolist()
+        count, total, squares = self.sums(
+            torch.stack((acted_.sum().double(), mine.sum(), mine.square().sum()))
+        ).tolist()
         if self.normalize_advantages:
             mean = total / count
             deviation = max(squares / count - mean**2, 0.0) ** 0.5

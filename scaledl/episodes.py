@@ -101,7 +101,7 @@ class Episodes:
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Take actions (num,): rewards (num,) float32, and whether the episode came to an end of its own (num,) bool.
 
-        `over` also says so of episodes that the time limit cut off, whose last observation, still in `obs`, has a value.
+        `over` also says so of one that the time limit cut off; its last observation, still in `obs`, has a value.
         """
         rewards, terminated = np.zeros(len(self.envs), np.float32), np.zeros(len(self.envs), dtype=bool)
         for slot, action in enumerate(actions.tolist()):

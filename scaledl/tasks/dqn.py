@@ -15,16 +15,16 @@ from scaledl.tasks.reinforcement import Reinforcement
 
 
 class DQN(Reinforcement):
-    """Q(s, a) towards r + gamma Q'(s', a'), Huber's loss (Mnih et al. 2015), with a' chosen by Q (van Hasselt et al. 2016).
+    """Q(s, a) towards r + gamma Q'(s', a') (Mnih et al. 2015), with a' chosen by Q (van Hasselt et al. 2016).
 
     In cycles: `collect_steps` in the environments, by the best action or, with probability epsilon, any; then
     `gradient_steps` optimiser steps on draws from the replay. The target network Q' is the network as it was when the
     cycle began. Which samples the cycle will draw is known then, and so Q' is asked for all of them at once: no second
     set of weights is kept, which every strategy would have to divide and update.
 
-    A sample is a draw from the replay, keyed by (seed, step, place in the batch). Every rank steps the same environments
-    by the same weights and noise, so that all hold the same replay, and takes its share of the draws: losses are those
-    of one process up to rounding, until rounding flips an action.
+    A sample is a draw from the replay, keyed by (seed, step, place in the batch). Every rank steps the same
+    environments by the same weights and noise, so that all hold the same replay, and takes its share of the draws:
+    losses are those of one process up to rounding, until rounding flips an action.
 
     Args:
         num_envs: environments that step together.

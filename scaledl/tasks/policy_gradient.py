@@ -17,9 +17,9 @@ from scaledl.tasks.reinforcement import ASK_EVERY, Reinforcement
 class PolicyGradient(Reinforcement):
     """Ascends E[log pi(a|s) · advantage] on rollouts of the present policy (Williams 1992, Sutton et al. 2000).
 
-    One class for three methods, which differ in their settings: REINFORCE has whole episodes and no critic; A2C (Mnih et
-    al. 2016) short rollouts and a critic; PPO (Schulman et al. 2017) several passes over a rollout, in which the policy's
-    ratio to the one that acted is clipped.
+    One class for three methods, which differ in their settings: REINFORCE has whole episodes and no critic; A2C (Mnih
+    et al. 2016) short rollouts and a critic; PPO (Schulman et al. 2017) several passes over a rollout, in which the
+    policy's ratio to the one that acted is clipped.
 
     A sample is an environment: each rank steps those of its share of data.global_batch_size. Actions are drawn by noise
     keyed by (seed, rollout, slot), advantages are normalised over the whole rollout of all ranks, every loss is a mean
@@ -193,7 +193,7 @@ def generalized_advantages(
     gamma: float,
     gae_lambda: float,
 ) -> Tensor:
-    """A_t = d_t + gamma lambda A_{t+1}, d_t = r_t + gamma V(s_{t+1}) - V(s_t), all (n, T) (Schulman et al. 2016, eq. 16).
+    """A_t = d_t + gamma lambda A_{t+1}, d_t = r_t + gamma V(s_{t+1}) - V(s_t), all (n, T) (Schulman et al. 2016).
 
     Args:
         next_value: of what followed, also where the time limit cut the episode off; not read where it `terminated`.

@@ -21,8 +21,8 @@ class Reinforcement(Task):
     """A policy that makes its own samples. A subclass writes `scores`, `allocate` and `learn`.
 
     Training takes place in cycles of `steps_per_cycle` optimiser steps: the first one acts, all learn from what was
-    seen. A batch says which slots of the global batch it stands for, `slot` (B,). An evaluation plays the whole episodes
-    of the seeds `episode` (B,), always taking the best action: `return`, the sum of rewards, and `length`.
+    seen. A batch says which slots of the global batch it stands for, `slot` (B,). An evaluation plays the whole
+    episodes of the seeds `episode` (B,), always taking the best action: `return`, the sum of rewards, and `length`.
 
     All ranks step equally often. What a cycle has seen, and the actions of the episodes at hand, are in checkpoints: a
     resumed run goes on within the episode, by replaying it.

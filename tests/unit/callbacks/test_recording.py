@@ -9,11 +9,11 @@ from PIL import Image
 
 pytest.importorskip("gymnasium", reason="gymnasium, the extra rl, is not installed")
 
-from scaledl.callbacks.recording import Camera, Recording, picture_of  # noqa: E402
-from scaledl.data.environment import Environment  # noqa: E402
-from scaledl.distributed.parallelize import ModelBuilder  # noqa: E402
-from scaledl.models.actor_critic import ActorCritic  # noqa: E402
-from scaledl.tasks.policy_gradient import PolicyGradient  # noqa: E402
+from scaledl.callbacks.recording import Camera, Recording, picture_of
+from scaledl.data.environment import Environment
+from scaledl.distributed.parallelize import ModelBuilder
+from scaledl.models.actor_critic import ActorCritic
+from scaledl.tasks.policy_gradient import PolicyGradient
 
 
 def actor(env: str, in_dim: int, num_actions: int) -> PolicyGradient:

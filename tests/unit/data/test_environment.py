@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("gymnasium", reason="gymnasium, the extra rl, is not installed")
 
-from scaledl.data.environment import Environment  # noqa: E402
+from scaledl.data.environment import Environment
 
 
 def test_it_says_what_a_model_must_know_and_deals_slots_in_order() -> None:
@@ -29,5 +29,5 @@ def test_judging_episodes_are_the_same_for_every_seed_and_others_in_each_split()
 def test_facts_that_are_not_the_environment_s_are_refused() -> None:
     with pytest.raises(ValueError, match="in_dim"):
         Environment("CartPole-v1", 4, 4, in_dim=5)
-    with pytest.raises(ValueError, match="data.num_val=0"):
+    with pytest.raises(ValueError, match=r"data\.num_val=0"):
         Environment("CartPole-v1", 4, 4, num_val=0)

@@ -33,7 +33,8 @@ def make(env: str, render_mode: str | None = None) -> Any:
     except ImportError as error:
         raise ImportError('environments come from gymnasium: pip install "scaledl[rl]"') from error
     try:
-        made = gymnasium.make(env, render_mode=render_mode, disable_env_checker=True)
+        drawn = {} if render_mode is None else {"render_mode": render_mode}  # which not every environment knows
+        made = gymnasium.make(env, disable_env_checker=True, **drawn)
     except gymnasium.error.Error as error:
         raise ValueError(f"data.env={env}: {error}") from error
     if not isinstance(made.action_space, gymnasium.spaces.Discrete):

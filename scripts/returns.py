@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """How policies learn, over seeds: the mean return of an evaluation against steps in the environment, with a 95 % band.
 
-  .venv/bin/python scripts/returns.py
-  .venv/bin/python scripts/returns.py rl/cartpole_ppo rl/cartpole_a2c --seeds 5 --override data.env=Acrobot-v1
+  .venv/bin/python -m scripts.returns
+  .venv/bin/python -m scripts.returns rl/cartpole_ppo rl/cartpole_a2c --seeds 5 --override data.env=Acrobot-v1
 
 Each experiment and seed is a `scaledl train` of its own in runs/returns/; what is completed there is not repeated. The
 band is the confidence interval of the mean over seeds (Student's t): so many seeds, so wide. It draws returns.png and

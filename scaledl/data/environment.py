@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from scaledl.data.base import BatchDataset, Data
-from scaledl.data.images import check_facts
 from scaledl.episodes import spaces
 
 FIRST_SEED = {"val": 1_000_000, "test": 2_000_000}  # of the episodes, which do not depend on the run's seed
@@ -40,7 +39,9 @@ class Environment(Data):
             raise ValueError(f"data.num_val={num_val} episodes must be at least 1, data.num_test={num_test} at least 0")
         self.env, self.sizes = env, {"val": num_val, "test": num_test}
         self.spaces = spaces(env)
-        check_facts({"in_dim": in_dim, "num_actions": num_actions}, self.facts(), env)
+        for name, given in {"in_dim": in_dim, "num_actions": num_actions}.items():
+            if given not in (None, fact := self.facts()[name]):
+                raise ValueError(f"data.{name}={given}, but {env} has {name}={fact}; set it to null or {fact}")
         self.eval_batch_size = 20  # episodes side by side
 
     def facts(self) -> dict[str, int]:

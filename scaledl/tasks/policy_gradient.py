@@ -96,7 +96,7 @@ class PolicyGradient(Reinforcement):
 
     @torch.no_grad()
     def act(self) -> None:
-        data, episodes = self.trainer.datamodule, self.episodes  # type: ignore[attr-defined]
+        episodes = self.episodes
         n, T = self._action.shape
         uniform = self._noise_at(self.step).uniform("action", T, self.spaces.num_actions)
         gumbel = -(-uniform.log()).log()  # (n, T, A); argmax(logits + gumbel) is a draw from softmax(logits)
@@ -132,8 +132,7 @@ class PolicyGradient(Reinforcement):
             deviation = max(squares / count - mean**2, 0.0) ** 0.5
             advantage = (advantage - mean) / (deviation + 1e-8)
         self._advantage.copy_(advantage)
-        # Means over micro-batches, then over ranks, are means over what all have seen.
-        self._weight.copy_(acted_ * (data.world_size * data.accumulation * self.num_minibatches / count))
+        self._weight.copy_(acted_ / count)
 
     def learn(self, rows: slice) -> dict[str, Tensor]:
         seen = (self._obs, self._action, self._log_prob, self._advantage, self._returns, self._weight)
@@ -148,6 +147,9 @@ class PolicyGradient(Reinforcement):
             chosen = order[:, part * size : (part + 1) * size]  # (n, size)
             at = torch.arange(*rows.indices(len(self._obs)), device=self.device)[:, None]
             parts = [tensor[at, chosen].flatten(0, 1) for tensor in seen]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        # So that means over micro-batches, then over ranks, are means over what all have seen.
+        parts[-1] = parts[-1] * (data.world_size * data.accumulation * self.num_minibatches)
         return self.losses(*parts)
 
     def losses(

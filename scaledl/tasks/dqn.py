@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from scaledl.distributed.noise import Noise
 from scaledl.distributed.parallelize import ModelBuilder
-from scaledl.episodes import HEADER, STEPS, Episodes
+from scaledl.episodes import STEPS
 from scaledl.tasks.reinforcement import Reinforcement
 
 
@@ -58,7 +58,7 @@ class DQN(Reinforcement):
     ):
         super().__init__(model, optimizer, env, gamma, scheduler)
         for name, steps in (("learning_starts", learning_starts), ("collect_steps", collect_steps)):
-            if not num_envs <= steps <= buffer_size or steps % num_envs:
+            if not 1 <= num_envs <= steps <= buffer_size or steps % num_envs:
                 raise ValueError(
                     f"task.{name}={steps} must be a multiple of task.num_envs={num_envs}, and at most "
                     f"task.buffer_size={buffer_size}"
@@ -67,7 +67,7 @@ class DQN(Reinforcement):
             raise ValueError(f"task.gradient_steps={gradient_steps} must be at least 1")
         if not 0 <= epsilon_end <= 1:
             raise ValueError(f"task.epsilon_end={epsilon_end} is no probability; choose one between 0 and 1")
-        self.num_envs, self.buffer_size, self.double = num_envs, buffer_size, double
+        self.shared_envs, self.buffer_size, self.double = num_envs, buffer_size, double
         self.learning_starts, self.collect_steps = learning_starts, collect_steps
         self.epsilon_end, self.epsilon_steps = epsilon_end, epsilon_steps
         self.steps_per_cycle = gradient_steps
@@ -78,8 +78,6 @@ class DQN(Reinforcement):
     def allocate(self) -> None:
         data, size, D = self.trainer.datamodule, self.buffer_size, self.spaces.in_dim  # type: ignore[attr-defined]
         n, G = data.global_batch_size // data.world_size, self.steps_per_cycle
-        width = HEADER + self.spaces.max_steps
-        self._state = self.carry("episodes", self.num_envs, width, dtype=torch.float64, shared=True, host=True)
         self._obs = self.carry("obs", size, D, shared=True)
         self._next_obs = self.carry("next_obs", size, D, shared=True)
         self._action = self.carry("action", size, dtype=torch.int64, shared=True)
@@ -88,16 +86,13 @@ class DQN(Reinforcement):
         self._drawn = self.carry("drawn", n, G, dtype=torch.int64)
         self._target = self.carry("target", n, G, self.spaces.num_actions)
 
-    def make_episodes(self) -> Episodes:
-        return self.begun(self._state, 0)
-
     def act(self) -> None:
         self._collect(self.collect_steps if self.step else self.learning_starts)
         self._draw()
 
     @torch.no_grad()
     def _collect(self, steps: int) -> None:
-        episodes, E = self.episodes, self.num_envs
+        episodes, E = self.episodes, len(self.episodes.envs)
         T = steps // E
         before = int(episodes.state[:, STEPS].sum())
         first = self.step * self._slots
@@ -167,9 +162,6 @@ class DQN(Reinforcement):
         goal = reward + self.gamma * (1 - terminated) * target.gather(1, best).squeeze(1)
         q = q.gather(1, action[:, None]).squeeze(1)
         return {"loss": F.smooth_l1_loss(q, goal), "q": q.mean()}
-
-    def progress_over_ranks(self, values: Tensor) -> Tensor:
-        return values  # every rank steps the same environments
 
     @property
     def _slots(self) -> int:

@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 
 from scaledl.distributed.noise import Noise
 from scaledl.distributed.parallelize import ModelBuilder
-from scaledl.episodes import HEADER, Episodes
 from scaledl.tasks.reinforcement import ASK_EVERY, Reinforcement
 
 
@@ -83,16 +82,11 @@ class PolicyGradient(Reinforcement):
     def allocate(self) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         n, T = data.global_batch_size // data.world_size, self.n_steps or self.spaces.max_steps
-        self._state = self.carry("episodes", n, HEADER + self.spaces.max_steps, dtype=torch.float64, host=True)
         self._obs = self.carry("obs", n, T, self.spaces.in_dim)
         self._action = self.carry("action", n, T, dtype=torch.int64)
         self._log_prob, self._advantage, self._returns, self._weight = (
             self.carry(name, n, T) for name in ("log_prob", "advantage", "returns", "weight")
         )
-
-    def make_episodes(self) -> Episodes:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        return self.begun(self._state, data.rank * len(self._state))
 
     @torch.no_grad()
     def act(self) -> None:

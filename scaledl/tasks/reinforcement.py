@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from scaledl.distributed.parallelize import ModelBuilder
-from scaledl.episodes import ENDED, LAST_RETURN, STEPS, Episodes, episode_seed, spaces
+from scaledl.episodes import ENDED, HEADER, LAST_RETURN, STEPS, Episodes, episode_seed, spaces
 from scaledl.tasks.base import Task
 
 ASK_EVERY = 16  # steps between two questions whether any rank still plays
@@ -36,6 +35,7 @@ class Reinforcement(Task):
     """
 
     steps_per_cycle: int
+    shared_envs: int | None = None  # that every rank steps alike; None: each steps those of its own slots
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Reinforcement(Task):
                 )
             return {"loss": scores.sum()}
         if self.episodes is None:
-            self.episodes = self.make_episodes()
+            self.episodes = self._begun()
         if self.step % self.steps_per_cycle == 0 and self.rows.start == 0:
             self.act()
             self._progress = {}
@@ -138,6 +138,10 @@ class Reinforcement(Task):
     def on_fit_start(self) -> None:
         self._carried, self._progress = {}, {}
         self.episodes = None  # type: ignore[assignment]
+        data, shared = self.trainer.datamodule, self.shared_envs is not None  # type: ignore[attr-defined]
+        num = self.shared_envs or data.global_batch_size // data.world_size
+        width = HEADER + self.spaces.max_steps
+        self._state = self.carry("episodes", num, width, dtype=torch.float64, shared=shared, host=True)
         self.allocate()
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -146,14 +150,6 @@ class Reinforcement(Task):
         begin = batch_idx % data.accumulation * data.micro_batch_size
         self.rows = slice(begin, begin + data.micro_batch_size)
         self.step = int(data.positions(batch_idx)[0]) // data.global_batch_size
-
-    def make_episodes(self) -> Episodes:
-        raise NotImplementedError
-
-    def begun(self, state: Tensor, first_slot: int) -> Episodes:
-        """Environments in slots from `first_slot` on, brought to where `state` says they are."""
-        seed = self.model_builder.seed
-        return Episodes(self.env, len(state), partial(_seed_of, seed, first_slot), state)
 
     def here(self, obs: np.ndarray) -> Tensor:
         return torch.from_numpy(obs.copy()).to(self.device)
@@ -170,19 +166,19 @@ class Reinforcement(Task):
         mean = self.trainer.strategy.reduce(values.to(self.device), reduce_op="mean")
         return mean.cpu() * self.trainer.datamodule.world_size  # type: ignore[attr-defined]
 
+    def _begun(self) -> Episodes:
+        """The environments, where their state says they are: at the beginning, or where a checkpoint left them."""
+        seed, data = self.model_builder.seed, self.trainer.datamodule  # type: ignore[attr-defined]
+        first = 0 if self.shared_envs else data.rank * len(self._state)
+        return Episodes(
+            self.env, len(self._state), lambda slot, number: episode_seed(seed, first + slot, number), self._state
+        )
+
     def _report(self) -> dict[str, Tensor]:
         """`env_steps` so far, and `return`: the mean over environments of the last episode that ended in each."""
         state = self.episodes.state
         ended = state[:, ENDED] > 0
-        steps, count, total = self.progress_over_ranks(
-            torch.tensor([state[:, STEPS].sum(), ended.sum(), state[ended, LAST_RETURN].sum()], dtype=torch.float64)
-        ).tolist()
+        here = torch.tensor([state[:, STEPS].sum(), ended.sum(), state[ended, LAST_RETURN].sum()], dtype=torch.float64)
+        steps, count, total = (here if self.shared_envs else self.sums(here)).tolist()
         found = {"env_steps": torch.tensor(steps, device=self.device)}
         return found | ({"return": torch.tensor(total / count, device=self.device)} if count else {})
-
-    def progress_over_ranks(self, values: Tensor) -> Tensor:
-        return self.sums(values)
-
-
-def _seed_of(seed: int, first_slot: int, slot: int, number: int) -> int:
-    return episode_seed(seed, first_slot + slot, number)

@@ -1,0 +1,35 @@
+"""The value of each action in a state (Mnih et al. 2015)."""
+
+from torch import Tensor, nn
+
+from scaledl.models.mlp import MLP, Activation
+
+
+class QNetwork(nn.Module):
+    """Q (B, num_actions) of observations (B, in_dim), by a perceptron.
+
+    Args:
+        dueling: one more output is the state's value, and the others are what an action adds to it, less their mean
+            (Wang et al. 2016, eq. 9).
+    """
+
+    block_types = ()
+
+    def __init__(
+        self,
+        in_dim: int,
+        num_actions: int,
+        hidden_dims: list[int],
+        activation: Activation = "relu",
+        dueling: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dueling = dueling
+        self.net = MLP(in_dim, hidden_dims, num_actions + dueling, activation)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        q = self.net(obs.to(self.net.out.weight.dtype))
+        if not self.dueling:
+            return q
+        value, advantage = q[:, :1], q[:, 1:]
+        return value + advantage - advantage.mean(1, keepdim=True)

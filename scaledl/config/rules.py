@@ -116,9 +116,7 @@ def _federation_fits(config: DictConfig) -> list[str]:
             "divides one model over the ranks, but clients train apart; strategy=ddp can"
         )
     if config.precision == "bf16-true":
-        problems.append(
-            "precision=bf16-true loses updates smaller than 1/256 of a weight; a federated run takes 32-true or bf16-mixed"
-        )
+        problems.append("precision=bf16-true loses updates smaller than 1/256 of a weight; take 32-true or bf16-mixed")
     if config.trainer.max_epochs >= 0:
         problems.append("a federated run counts rounds: set trainer.max_steps, and federation.local_epochs within one")
     return problems

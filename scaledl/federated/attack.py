@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -44,7 +43,7 @@ def draw(sample: Tensor, reads: dict[str, Tensor], run_dir: Path) -> dict[str, f
     errors = {name: float((x - sample).norm() / sample.norm()) for name, x in reads.items()}
     titles = ["the client's sample", *(f"{name}\nrelative error {errors[name]:.0e}" for name in reads)]
     for one, image, title in zip(axes, [sample, *reads.values()], titles, strict=True):
-        show_image(one, image.float())
+        show_image(one, (image if image.ndim == 3 else image.reshape(1, 1, -1)).float())
         one.set_title(title, fontsize=9)
     save(figure, run_dir, "attack.png")
     return errors

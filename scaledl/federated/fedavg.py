@@ -1,4 +1,4 @@
-"""Federated averaging: clients train on their own data, and the server averages what comes back (McMahan et al. 2017)."""
+"""Federated averaging: clients train on their own data, the server averages what comes back (McMahan et al. 2017)."""
 
 import numpy as np
 
@@ -13,8 +13,8 @@ class FedAvg:
     """Who takes part in a round, for how long it trains, and how much its update weighs.
 
     A client takes `local_epochs` passes over its samples in batches of data.global_batch_size, with an optimiser built
-    anew, whose lr the scheduler sets by rounds. trainer.max_steps, val_check_interval and checkpoint.every_n_steps count
-    rounds.
+    anew, whose lr the scheduler sets by rounds. trainer.max_steps, trainer.val_check_interval and
+    checkpoint.every_n_steps count rounds.
 
     Args:
         partition: deals the training samples out to clients (partition.py).
@@ -51,8 +51,8 @@ class FedAvg:
             )
         if privacy is not None and privacy.delta * num_clients >= 1:
             raise ValueError(
-                f"privacy.delta={privacy.delta} is not below 1 / num_clients, which would allow to publish the data of a "
-                f"client now and then; take {0.1 / num_clients:g}, say"
+                f"privacy.delta={privacy.delta} is not below 1 / num_clients, which would allow the data of a client "
+                f"to be published now and then; take {0.1 / num_clients:g}, say"
             )
         self.partition, self.aggregation, self.num_clients, self.fraction = (
             partition,

@@ -53,7 +53,7 @@ def epsilon(rounds: int, fraction: float, noise_multiplier: float, delta: float)
 
 
 class ClientPrivacy:
-    """Clips each client's update to norm `clip`, weighs all alike, and adds N(0, (noise_multiplier clip)²) to their sum.
+    """Clips each client's update to norm `clip`, weighs all alike, adds N(0, (noise_multiplier clip)²) to the sum.
 
     Clients join a round independently of each other, with probability `fraction`, as the count of epsilon needs. The
     server adds the noise, so it is trusted (or sees sums only, federation/aggregation=masked); the noise comes from the

@@ -28,6 +28,7 @@ from scaledl.data.base import BatchDataset, Data
 from scaledl.data.sampler import permute
 from scaledl.distributed import group, storage
 from scaledl.distributed.noise import Noise
+from scaledl.distributed.state import names_of
 from scaledl.federated.attack import draw, first_linear, read_input
 from scaledl.federated.fedavg import FedAvg
 from scaledl.federated.privacy import epsilon
@@ -66,7 +67,7 @@ class Runner:
             if not isinstance(callback, (*_OF_STEPS, Checkpoint, InitFrom, HangWatchdog, Preemption))
         ]
         if ignored and group.rank() == 0:
-            warnings.warn(f"{', '.join(ignored)}: of a central run's steps; a federated run leaves it out", stacklevel=2)
+            warnings.warn(f"a federated run leaves out the callbacks {', '.join(ignored)}", stacklevel=2)
 
     def fit(self, resumed_from: Path | None) -> None:
         """All rounds that are left, then the best checkpoint on the test split.
@@ -109,6 +110,11 @@ class Runner:
             "samples_seen": self.samples_seen,
             "tokens_seen": self.samples_seen * self.data.tokens_per_sample or None,
             "train_seconds": self.train_seconds,
+            "throughput": {
+                "samples_per_second": self.samples_seen / max(self.train_seconds, 1e-9),
+                "tokens_per_second": self.samples_seen * self.data.tokens_per_sample / max(self.train_seconds, 1e-9)
+                or None,
+            },
             "metrics": self.last,
         }
 
@@ -289,7 +295,7 @@ class Runner:
             metrics = self.task.objective(batch)
         metrics["loss"].backward()
         if self.federation.proximal:
-            for name, parameter in self.task.named_parameters():
+            for parameter, name in names_of(self.task).items():
                 if parameter.grad is not None:
                     parameter.grad.add_(parameter.detach() - start[name], alpha=self.federation.proximal)
         self.strategy.finish_gradients(optimizer, self.trainer.gradient_clip_val)
@@ -304,11 +310,11 @@ class Runner:
         self.task.train()
         self.task.noise = Noise(self.seed, torch.zeros(1, dtype=torch.int64, device=self.task.device))
         self.task.objective(self.strategy.batch_to_device(batch))["loss"].backward()
-        gradients = {name: p.grad for name, p in self.task.named_parameters() if p.grad is not None}
+        gradients = {name: p.grad for p, name in names_of(self.task).items() if p.grad is not None}
         update = -self._packed({name: gradients.get(name, torch.zeros_like(t)) for name, t in self.state.items()})
         self.task.zero_grad()
         aggregation = self.federation.aggregation
-        aggregation.begin(list(range(self.federation.num_clients)), self.dim, self.seed, 0)
+        aggregation.begin(list(range(self.federation.num_clients)), self.dim, self.seed, -1)  # with masks of its own
         seen = aggregation.seen(aggregation.send(client, update))
         layer = f"model.{first_linear(self.task.model)}"
         reads = {}

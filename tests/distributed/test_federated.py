@@ -36,9 +36,7 @@ def test_two_ranks_train_the_weights_of_one(scaledl: Callable, environment: dict
     assert any(line.get("lost") for line in jsonl.read(tmp_path / FOLDER / "two" / "metrics.jsonl"))
 
 
-def test_a_killed_run_goes_on_at_its_last_round(
-    scaledl: Callable, environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_killed_run_goes_on_at_its_last_round(scaledl: Callable, environment: dict[str, str], tmp_path: Path) -> None:
     words = [*RUN, "trainer.max_steps=40"]
     log = tmp_path / FOLDER / "killed" / "metrics.jsonl"
     with started(2, ["train", *words, "run_id=killed", "strategy=ddp"], tmp_path, environment) as job:

@@ -25,6 +25,7 @@ from scaledl.distributed.fsdp import tensor_parallel_plan
 from scaledl.distributed.noise import Noise
 from scaledl.distributed.parallelize import ModelBuilder, blocks_of
 from scaledl.distributed.state import RunState
+from scaledl.federated.fedavg import FedAvg
 from scaledl.loggers.jsonl import JsonlLogger
 from scaledl.optim.groups import needs_of
 from scaledl.tasks.base import Task
@@ -64,6 +65,8 @@ def data(config: DictConfig) -> Data:
     """The data, brought onto this machine; what it found out about itself is written into `config.data`."""
     built: Data = instantiate(config.data)
     together = config.strategy.get("tensor_parallel_size", 1)  # so many ranks compute the same samples
+    if config.get("federation"):  # whose clients' batches are not shared out
+        together = group.world_size()
     built.rank, built.world_size = group.rank() // together, group.world_size() // together
     share = built.global_batch_size // built.world_size
     built.micro_batch_size = micro_batch_of(share, built.micro_batch_size)
@@ -98,6 +101,10 @@ def task(config: DictConfig, model: ModelBuilder) -> Task:
 
 def strategy(config: DictConfig) -> RunState:
     return instantiate(config.strategy)
+
+
+def federation(config: DictConfig) -> FedAvg | None:
+    return instantiate(config.federation) if config.get("federation") else None
 
 
 def trainer(

@@ -12,7 +12,7 @@ from scaledl import atomic
 RESOLVED, LINKED, SUMMARY = "config.yaml", "composed.yaml", "summary.json"
 
 # What decides the numbers of a run; the rest (length, saving, logging, batches' split, ranks) may change on the way.
-_FIXED = ("model", "task", "data", "optimizer", "scheduler", "seed")
+_FIXED = ("model", "task", "data", "optimizer", "scheduler", "seed", "federation")
 _FREE = {
     "data": ("micro_batch_size", "num_workers", "cache_dir", "num_proc"),
     "scheduler": ("max_steps",),
@@ -77,7 +77,7 @@ def _decisive(config: Any) -> dict[str, Any]:
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     found: dict[str, Any] = {}
     for group in _FIXED:
-        node = resolved[group]
+        node = resolved.get(group)
         if isinstance(node, dict):
             found |= {f"{group}.{key}": v for key, v in node.items() if key not in _FREE.get(group, ())}
         else:

@@ -31,6 +31,9 @@ def start_table(
         "devices": f"{trainer.world_size} x {trainer.strategy.root_device.type}, {strategy}, {config.precision}",
         "run directory": config.run_dir,
     }
+    if config.get("federation"):
+        clients = f"{config.federation.num_clients} clients, {config.federation.local_epochs} local epochs a round"
+        rows |= {"batch": f"{data.global_batch_size} of a client", "length": f"{steps:,} rounds; {clients}"}
     if resumed:
         rows["goes on from"] = f"step {step_of(resumed):,}"
     return _table("scaledl train", rows)

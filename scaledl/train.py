@@ -29,6 +29,7 @@ from scaledl.config.validate import ALLOWED, ConfigError, validate
 from scaledl.data.base import Data
 from scaledl.distributed import group
 from scaledl.distributed.state import RunState
+from scaledl.federated.runner import Runner, check_task
 from scaledl.loggers import jsonl
 from scaledl.snapshot import commit_of_scaledl
 from scaledl.tables import final_table, start_table
@@ -88,6 +89,7 @@ def run(config: DictConfig) -> float | None:
     run_dir = Path(config.run_dir)
     linked = OmegaConf.to_yaml(config)
     data, task, strategy, num_parameters = checked(config)
+    federation = build.federation(config)
     if group.world_size() > 1:
         group.join()
 
@@ -119,10 +121,14 @@ def run(config: DictConfig) -> float | None:
     if trainer.is_global_zero:
         console.print(start_table(config, data, num_parameters, trainer, resumed_from))
 
+    federated = Runner(trainer, task, data, federation, run_dir) if federation else None
     summary = _facts_before(config, trainer, num_parameters)
     status = "failed"
     try:
-        trainer.fit(task, datamodule=data, ckpt_path=str(resumed_from) if resumed_from else None, weights_only=True)
+        if federated:
+            federated.fit(resumed_from)
+        else:
+            trainer.fit(task, datamodule=data, ckpt_path=str(resumed_from) if resumed_from else None, weights_only=True)
         status = "completed"
     except Preempted:
         status = "preempted"
@@ -130,6 +136,7 @@ def run(config: DictConfig) -> float | None:
     finally:
         if trainer.is_global_zero:
             summary |= {"status": status, **_facts_after(trainer, data, run_dir, time.time() - started)}
+            summary |= federated.facts() if federated else {}
             run_directory.write_summary(run_dir, summary)
     if trainer.is_global_zero:
         console.print(final_table(summary, run_dir, title=status))
@@ -153,6 +160,9 @@ def checked(config: DictConfig) -> tuple[Data, Task, RunState, int]:
     build.check_fit(config, task, train_set)
     strategy = build.strategy(config)
     build.check_served(task, strategy, data)
+    federation = build.federation(config)
+    if federation:
+        check_task(task, train_set, federation)
     return data, task, strategy, num_parameters
 
 

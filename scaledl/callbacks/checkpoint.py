@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -60,16 +61,25 @@ class Checkpoint(pl.Callback):
             self.save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.monitor not in trainer.callback_metrics:
-            known = ", ".join(name for name in trainer.callback_metrics if name.startswith("val/"))
+        improved = self.judge(trainer.callback_metrics, trainer.global_step)
+        if trainer.state.fn == "fit" and (improved or self._due):
+            self.save(trainer)
+
+    def judge(self, metrics: Mapping[str, Any], step: int) -> bool:
+        """Whether a validation's metrics are the best so far, which is kept in mind.
+
+        Raises:
+            ValueError: the monitored one is not among them.
+        """
+        if self.monitor not in metrics:
+            known = ", ".join(name for name in metrics if name.startswith("val/"))
             raise ValueError(f"monitor={self.monitor} is no metric of the validation; there are: {known}")
-        value = float(trainer.callback_metrics[self.monitor])
+        value = float(metrics[self.monitor])
         sign = 1 if self.mode == "min" else -1
         improved = math.isfinite(value) and (self.best is None or sign * value < sign * self.best["value"])
         if improved:
-            self.best = {"metric": self.monitor, "value": value, "step": trainer.global_step}
-        if trainer.state.fn == "fit" and (improved or self._due):
-            self.save(trainer)
+            self.best = {"metric": self.monitor, "value": value, "step": step}
+        return improved
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.save(trainer, wait=True)
@@ -98,7 +108,7 @@ class Checkpoint(pl.Callback):
         self._due = False
         if self._saved != (trainer.global_step, self.best):
             trainer.save_checkpoint(
-                folder_of(self.run_dir, trainer.global_step), storage_options=partial(self._tidy, self.best)
+                folder_of(self.run_dir, trainer.global_step), storage_options=partial(self.tidy, self.best)
             )
             self._saved = trainer.global_step, self.best
         saver = trainer.strategy.saver  # type: ignore[attr-defined]
@@ -108,7 +118,8 @@ class Checkpoint(pl.Callback):
             if isinstance(callback, Throughput):
                 callback.restart_clock()
 
-    def _tidy(self, best: dict[str, Any] | None) -> None:
+    def tidy(self, best: dict[str, Any] | None) -> None:
+        """Note which checkpoint is the best, and remove those that need not stay."""
         self._note(best)
         for checkpoint in all_of(self.run_dir)[: -self.keep_last]:
             if best is None or step_of(checkpoint) != best["step"]:

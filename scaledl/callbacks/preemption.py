@@ -25,7 +25,7 @@ class Preemption(pl.Callback):
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self) -> None:
-        self._received: int | None = None
+        self.received = 0  # the signal that this rank has got
         self._previous: dict[int, Any] = {}
         self._asked: tuple[torch.Tensor, dist.Work] | None = None
         self._heard = 0
@@ -62,9 +62,9 @@ class Preemption(pl.Callback):
     def _heard_by_any_rank(self) -> int:
         """The signal, or 0. Ranks ask each other at every step and read the answer a step later, so that none waits."""
         if not dist.is_initialized():
-            return self._received or 0
+            return self.received
         asked_before = self._asked
-        answer = torch.tensor(self._received or 0)
+        answer = torch.tensor(self.received)
         self._asked = answer, dist.all_reduce(answer, dist.ReduceOp.MAX, async_op=True)
         if asked_before is None:
             return 0
@@ -72,9 +72,9 @@ class Preemption(pl.Callback):
         return int(asked_before[0])
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._received == signal.SIGINT == number:
+        if self.received == signal.SIGINT == number:
             raise KeyboardInterrupt
-        self._received = number
+        self.received = number
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -12,7 +12,7 @@ def broken_rules(config: DictConfig) -> list[str]:
     problems = []
     if not config.get("data") or not config.get("model") or not config.get("task"):
         return ["nothing to train: choose experiment=<family>/<name> (see `scaledl list`), or data=, model= and task="]
-    for rule in (_nodes_have_targets, _batches_divide, _length_given, _strategy_fits):
+    for rule in (_nodes_have_targets, _batches_divide, _length_given, _strategy_fits, _federation_fits):
         try:
             problems += rule(config)
         except (OmegaConfBaseException, TypeError, AttributeError):
@@ -37,6 +37,8 @@ def _nodes_have_targets(config: DictConfig) -> list[str]:
 def _batches_divide(config: DictConfig) -> list[str]:
     total, micro = config.data.global_batch_size, config.data.micro_batch_size
     ranks = int(os.environ.get("WORLD_SIZE", 1)) // max(1, config.strategy.get("tensor_parallel_size", 1)) or 1
+    if config.get("federation"):  # a client's batch stays on one rank
+        ranks = 1
     if total < 1 or micro < 1:
         return [f"data.global_batch_size={total} and data.micro_batch_size={micro} must be at least 1"]
     if total % ranks:
@@ -101,3 +103,20 @@ def _strategy_fits(config: DictConfig) -> list[str]:
             "started; start a multiple of it, or choose a divisor"
         ]
     return []
+
+
+def _federation_fits(config: DictConfig) -> list[str]:
+    if not config.get("federation"):
+        return []
+    name = config.strategy.get("_target_", "").rpartition(".")[2]
+    problems = []
+    if name not in ("Single", "DDP"):
+        problems.append(
+            f"strategy={name.lower()} cannot serve federated training, which needs the whole model on each rank: it "
+            "divides one model over the ranks, but clients train apart; strategy=ddp can"
+        )
+    if config.precision == "bf16-true":
+        problems.append("precision=bf16-true loses updates smaller than 1/256 of a weight; take 32-true or bf16-mixed")
+    if config.trainer.max_epochs >= 0:
+        problems.append("a federated run counts rounds: set trainer.max_steps, and federation.local_epochs within one")
+    return problems

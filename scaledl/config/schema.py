@@ -31,3 +31,4 @@ class Root:
     runs_dir: str
     run_id: str
     run_dir: str
+    federation: Node = None  # absent from configs of a central run

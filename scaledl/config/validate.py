@@ -21,6 +21,7 @@ ALLOWED = (
     "scaledl.callbacks",
     "scaledl.data",
     "scaledl.distributed",
+    "scaledl.federated",
     "scaledl.layers",
     "scaledl.loggers",
     "scaledl.models",

@@ -15,7 +15,8 @@ FORBIDDEN = {
     "data": ("scaledl.models", "scaledl.tasks", "scaledl.callbacks", "scaledl.build", "scaledl.train"),
     "optim": ("scaledl.models", "scaledl.tasks", "scaledl.data", "scaledl.callbacks"),
     "distributed": ("scaledl.models", "scaledl.tasks", "scaledl.data", "scaledl.callbacks"),
-    "callbacks": ("scaledl.models", "scaledl.build", "scaledl.train"),
+    "callbacks": ("scaledl.models", "scaledl.build", "scaledl.train", "scaledl.federated"),
+    "federated": ("scaledl.models", "scaledl.config", "scaledl.build", "scaledl.train"),
 }
 LIGHT = ("cli.py", "experiments.py", "config/folders.py")
 HEAVY = ("torch", "lightning", "hydra", "omegaconf", "numpy", "rich")

@@ -38,7 +38,7 @@ from scaledl.tasks.language_modeling import LanguageModeling
 from scaledl.train import quiet
 
 LAYERS, DRAWN = 6, 10  # attention layers, and classes and maps whose features are drawn, at most
-BATCH_VALUES = 2**18  # of the batch whose loss is drawn; a landscape takes hundreds of its losses
+BATCH_VALUES = 2**17  # of the batch whose loss is drawn; a landscape takes hundreds of its losses
 
 
 def explain(
@@ -97,13 +97,17 @@ def _gradients_served(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _batches(task: Task, data: Data, asked: str | None, count: int) -> tuple[list[dict[str, Tensor]], str]:
-    """Samples, each a batch of its own, so that a text has no padding; and whose they are."""
+def _split(data: Data, asked: str | None) -> tuple[str, BatchDataset]:
     found = dict(data.splits())
     name = asked or next(name for name in ("test", "val", "train") if name in found)
     if name not in found:
         raise ValueError(f"--split {name}: this run's data has {', '.join(found)}")
-    dataset = found[name]
+    return name, found[name]
+
+
+def _batches(task: Task, data: Data, asked: str | None, count: int) -> tuple[list[dict[str, Tensor]], str]:
+    """Samples, each a batch of its own, so that a text has no padding; and whose they are."""
+    name, dataset = _split(data, asked)
     if isinstance(task, Classification):
         numbers = make.spread(dataset, count)
     else:
@@ -240,8 +244,8 @@ def _attributed(name: str, model: nn.Module, sample: Sample, seed: int) -> tuple
     return (found[0] if channels else found.flatten()).cpu(), note
 
 
-def _features(model: nn.Module, samples: list[Sample], seed: int) -> tuple[Tensor, Tensor, str]:
-    """Images that make the classes large, and those for the maps of the last layer that has some, and its name."""
+def _features(model: nn.Module, samples: list[Sample], seed: int) -> tuple[Tensor, dict[int, Tensor], str]:
+    """Images that make the classes large, and maps of the last layer that has some, by their number; and its name."""
     x = torch.cat([sample.inputs for sample in samples])  # (n, C, H, W)
     low, high = x.amin((0, 2, 3), keepdim=True)[0].expand_as(x[0]), x.amax((0, 2, 3), keepdim=True)[0].expand_as(x[0])
     with torch.no_grad():
@@ -249,7 +253,7 @@ def _features(model: nn.Module, samples: list[Sample], seed: int) -> tuple[Tenso
     classes = activation_maximization(lambda z: model(z).float().diagonal(), low, high, num_classes, seed=seed)
     name = last_maps(model, x[:1])
     if name is None:
-        return classes.cpu(), classes[:0].cpu(), ""
+        return classes.cpu(), {}, ""
     with maps_of(model.get_submodule(name)) as maps:
 
         def means(z: Tensor) -> Tensor:
@@ -257,9 +261,11 @@ def _features(model: nn.Module, samples: list[Sample], seed: int) -> tuple[Tenso
             model(z)
             return maps[0].float().mean((2, 3))  # (n, number of maps)
 
-        num_maps = min(DRAWN, means(x[:1]).shape[1])
-        drawn = activation_maximization(lambda z: means(z).diagonal(), low, high, num_maps, seed=seed)
-    return classes.cpu(), drawn.cpu(), name
+        with torch.no_grad():
+            answers = means(x).mean(0)
+        most = answers.topk(min(DRAWN, len(answers))).indices
+        drawn = activation_maximization(lambda z: means(z)[:, most].diagonal(), low, high, len(most), seed=seed)
+    return classes.cpu(), dict(zip(most.tolist(), drawn.cpu(), strict=True)), name
 
 
 def _loss(task: Task, batch: dict[str, Tensor], seed: int) -> Tensor:
@@ -273,12 +279,12 @@ def _landscape(task: Task, dataset: BatchDataset, seed: int) -> tuple[Tensor, Te
     values = (one["x"] if "x" in one else one["input_ids"]).numel()
     if "input_ids" in one or not one["x"].is_floating_point():
         values *= int(getattr(task.model, "num_features", 128))
-    count = min(len(dataset), 256, max(16, BATCH_VALUES // values))
+    count = min(len(dataset), 128, max(16, BATCH_VALUES // values))
     batch = _batch(task, dataset, np.linspace(0, len(dataset) - 1, count).astype(int))
     parameters = list(task.model.parameters())
     generator = torch.Generator().manual_seed(seed)
     directions = [filter_normalized(parameters, generator) for _ in range(2)]
-    line, grid = torch.linspace(-1, 1, 41), torch.linspace(-1, 1, 15)
+    line, grid = torch.linspace(-1, 1, 31), torch.linspace(-1, 1, 13)
     places = [torch.stack((line, 0 * line), 1), torch.stack((0 * line, line), 1), torch.cartesian_prod(grid, grid)]
     losses = losses_around(lambda: _loss(task, batch, seed), parameters, directions, torch.cat(places))
     slices, surface = losses[: 2 * len(line)].view(2, -1), losses[2 * len(line) :].view(len(grid), -1)

@@ -7,17 +7,18 @@ import torch
 from torch import Tensor, nn
 
 
-def of_embeddings(model: nn.Module, input_ids: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The embeddings (1, T, D) of tokens input_ids (1, T), and the model's output for others (n, T, D) in their place.
+def of_embeddings(model: nn.Module, input_ids: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """What stands for tokens input_ids (1, T): their embeddings (1, T, D); the mean of all tokens' embeddings in each
+    one's place; and the model's output for any embeddings (n, T, D) there.
 
     Positions, and what a model makes of the tokens themselves (a mask of padding), stay.
 
     Raises:
         ValueError: if the model has no nn.Embedding that reads the tokens.
     """
-    read: list[tuple[nn.Module, Tensor]] = []
+    read: list[tuple[nn.Embedding, Tensor]] = []
 
-    def see(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+    def see(layer: nn.Embedding, arguments: tuple[Tensor, ...], output: Tensor) -> None:
         if torch.equal(arguments[0], input_ids):
             read.append((layer, output))
 
@@ -45,4 +46,4 @@ def of_embeddings(model: nn.Module, input_ids: Tensor) -> tuple[Tensor, Callable
         finally:
             handle.remove()
 
-    return embedded, instead
+    return embedded, layer.weight.detach().mean(0).expand_as(embedded), instead

@@ -21,8 +21,9 @@ p { margin: 4px 0; max-width: 86ch } .soft, small { color: var(--soft) } small {
 th { text-align: left; font-weight: 600; font-size: 13px }
 th, td { padding: 4px 10px 4px 0; vertical-align: top } td.number { text-align: right; padding: 2px 8px;
   font-variant-numeric: tabular-nums; border-bottom: 1px solid var(--line) }
+.card th + th { text-align: right; padding: 4px 8px }
 figure { margin: 0; display: inline-block; vertical-align: top } figcaption { font-size: 12px; color: var(--soft) }
-img { display: block; max-width: 100% } img.small { width: 104px; border-radius: 4px; border: 1px solid var(--line) }
+img { display: block; max-width: 100% } img.small { width: 100px; border-radius: 4px; border: 1px solid var(--line) }
 img.coarse { image-rendering: pixelated }
 .row { display: flex; flex-wrap: wrap; gap: 12px; margin: 12px 0 }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px; margin: 12px 0 }
@@ -85,7 +86,7 @@ def cell(content: str) -> str:
 def number(value: float, largest: float = 0.0) -> str:
     """A cell with a number on red or blue as strong as its share of the largest."""
     ground = f' style="background: {_colour(value / largest)}"' if largest else ""
-    return f'<td class="number"{ground}>{value:.3g}</td>'
+    return f'<td class="number"{ground}>{value:{".3f" if abs(value) < 1000 else ".3g"}}</td>'
 
 
 def tokens(pieces: Sequence[str], amounts: Sequence[float]) -> str:

@@ -29,7 +29,7 @@ def figure_uri(figure: Figure) -> str:
         for part in (axes.title, axes.xaxis.label, axes.yaxis.label, *axes.spines.values()):
             part.set_color(str(INK))
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, transparent=True, bbox_inches="tight")
+    figure.savefig(buffer, format="png", dpi=110, transparent=True, bbox_inches="tight")
     return png_uri(buffer.getvalue())
 
 

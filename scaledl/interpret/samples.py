@@ -51,11 +51,10 @@ def of_classifier(task: Task, x: Tensor, y: int, class_names: list[str], names: 
     Args:
         names: of the columns, or the texts of the tokens.
     """
-    read = task.model
     kind: Kind = "image" if x.ndim == 4 else "table"
-    values = x
+    values, baseline, read = x, torch.zeros_like(x), task.model
     if not x.is_floating_point():
-        kind, (values, read) = "tokens", of_embeddings(task.model, x)
+        kind, (values, baseline, read) = "tokens", of_embeddings(task.model, x)
     elif not (x.ndim == 2 or (x.ndim == 4 and x.shape[1] in (1, 3))):
         raise ValueError(
             f"a sample of this run has the shape {tuple(x.shape[1:])}; scaledl explain shows images of 1 or 3 channels "
@@ -66,8 +65,12 @@ def of_classifier(task: Task, x: Tensor, y: int, class_names: list[str], names: 
     target = int(probabilities.argmax())
     words = f"{class_names[target]}, {probabilities[target]:.1%}"
     words += " (right)" if target == y else f" (wrong: {class_names[y]}, {probabilities[y]:.1%})"
-    make = of_image if kind == "image" else of_parts
-    return Sample(kind, x, make(lambda z: read(z).float()[:, target], values), names, words)
+
+    def score(z: Tensor) -> Tensor:
+        return read(z).float()[:, target]
+
+    subject = of_image(score, x) if kind == "image" else of_parts(score, values, baseline)
+    return Sample(kind, x, subject, names, words)
 
 
 def of_language_model(task: Task, input_ids: Tensor, tokenizer: Tokenizer, following: int | None) -> Sample:
@@ -76,7 +79,7 @@ def of_language_model(task: Task, input_ids: Tensor, tokenizer: Tokenizer, follo
     Args:
         following: the token that does come next, where it is known.
     """
-    embeddings, read = of_embeddings(task.model, input_ids)
+    embeddings, baseline, read = of_embeddings(task.model, input_ids)
     with torch.no_grad():
         probabilities = task.model(input_ids)[0, -1].float().softmax(0)
     likeliest = probabilities.topk(min(SHOWN, len(probabilities)))
@@ -86,7 +89,7 @@ def of_language_model(task: Task, input_ids: Tensor, tokenizer: Tokenizer, follo
     if following is not None:
         words += f" (the text goes on with {piece_of(tokenizer, following)}, {probabilities[following]:.1%})"
     names = [tokenizer.decode([token]) for token in input_ids[0].tolist()]
-    subject = of_parts(lambda z: read(z).float()[:, -1, target], embeddings)
+    subject = of_parts(lambda z: read(z).float()[:, -1, target], embeddings, baseline)
     return Sample("tokens", input_ids, subject, names, words, next_token=True)
 
 

@@ -1,6 +1,6 @@
 """The parts of the page: what each method found, as pictures, numbers and coloured text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -24,12 +24,12 @@ def attributions(samples: Sequence[Sample], found: Sequence[Found], remark: str)
     zero = {
         "image": "an image of zeros (the mean colour, where the data is standardised)",
         "table": "zeros (the mean of each column, where the data is standardised)",
-        "tokens": "embeddings of zeros in the place of the tokens",
+        "tokens": "the mean embedding of all tokens",
     }[kind]
     score = "token" if samples[0].next_token else "class"
     words = (
         f"What speaks <span class='red'></span> for and <span class='blue'></span> against the score: the logit of "
-        f"the {score} that the model takes for the likeliest. Where something is taken away stand {zero}. Colours are "
+        f"the {score} that the model takes for the likeliest. In the place of what is taken away: {zero}. Colours are "
         f"over each picture's own largest value. {escape(remark)}"
     )
     cards = page.row(map(page.described, methods), "cards")
@@ -124,19 +124,21 @@ def _last_row(sample: Sample, weights: Tensor) -> str:
     )
 
 
-def features(classes: Tensor, channels: Tensor, layer: str, class_names: list[str]) -> str:
-    """Images (n, C, H, W) that make classes and channels of a layer's maps large."""
+def features(classes: Tensor, maps: dict[int, Tensor], layer: str, class_names: list[str]) -> str:
+    """Images (C, H, W) that make classes large, and maps of a layer by their number."""
     words = "Inside the range of values that the samples have."
     content = page.row(_named(classes, class_names[: len(classes)]))
-    if len(channels):
-        content += f"<h3>maps of {escape(layer)}</h3>"
-        content += page.row(_named(channels, [f"map {number}" for number in range(len(channels))]))
+    if maps:
+        content += f"<h3>Maps of {escape(layer)} that answer most to the samples</h3>"
+        content += page.row(_named(maps.values(), [f"map {number}" for number in maps]))
     return page.section(METHODS["features"].title, words, content, page.described("features"))
 
 
-def _named(images: Tensor, names: Sequence[str]) -> list[str]:
-    coarse = min(images.shape[2:]) < COARSE
-    return [page.picture(data_uri(plain(image)), name, name, coarse) for image, name in zip(images, names, strict=True)]
+def _named(images: Iterable[Tensor], names: Sequence[str]) -> list[str]:
+    return [
+        page.picture(data_uri(plain(image)), name, name, coarse=min(image.shape[1:]) < COARSE)
+        for image, name in zip(images, names, strict=True)
+    ]
 
 
 def gradients(names: list[str], sizes: Tensor, over_steps: Path) -> str:

@@ -46,11 +46,11 @@ def of_image(score: Score, x: Tensor) -> Subject:
     return Subject(score, x, torch.zeros_like(x), regions[None], _squares(height, width, x.device)[:, None])
 
 
-def of_parts(score: Score, x: Tensor) -> Subject:
-    """x (1, F) of columns, or (1, T, D) of embedded tokens: each is a region; zeros stand for their absence."""
+def of_parts(score: Score, x: Tensor, baseline: Tensor) -> Subject:
+    """x (1, F) of columns, or (1, T, D) of embedded tokens: each is a region."""
     regions = torch.arange(x.shape[1], device=x.device).view(-1, *(1 for _ in x.shape[2:]))
     windows = regions == regions.flatten().view(-1, *(1 for _ in regions.shape))
-    return Subject(score, x, torch.zeros_like(x), regions, windows)
+    return Subject(score, x, baseline, regions, windows)
 
 
 def _squares(height: int, width: int, device: torch.device) -> Tensor:

@@ -125,7 +125,7 @@ def _classified(task: Classification, data: Data, run_dir: Path, batch: dict[str
     if not x.is_floating_point():
         tokenizer = load_tokenizer(run_dir)
         shift = int(tokenizer.pad_id != 0)  # id 0 is padding (see TextClassification)
-        names = [tokenizer.decode([token - shift]) if token >= shift else "" for token in x[0].tolist()]
+        names = make.pieces(tokenizer, (x[0] - shift).tolist())
     return make.of_classifier(task, x, int(batch["y"]), make.names_of_classes(data, task.num_classes), names)
 
 
@@ -136,9 +136,9 @@ def _texts(task: Task, run_dir: Path, batches: list[dict[str, Tensor]], prompt: 
         return [make.of_language_model(task, ids, tokenizer, None)]
     found = []
     for batch in batches:
-        length = min(make.CONTEXT, most, batch["input_ids"].shape[1])
+        length = max(1, min(make.CONTEXT, most, int((batch["labels"] >= 0).sum())))  # a last window may be padded
         ids, following = batch["input_ids"][:, :length], int(batch["labels"][0, length - 1])
-        found.append(make.of_language_model(task, ids, tokenizer, following if following >= 0 else None))
+        found.append(make.of_language_model(task, ids, tokenizer, following))
     return found
 
 

@@ -88,9 +88,18 @@ def of_language_model(task: Task, input_ids: Tensor, tokenizer: Tokenizer, follo
     words = "next: " + ", ".join(f"{piece_of(tokenizer, token)} {p:.1%}" for token, p in found)
     if following is not None:
         words += f" (the text goes on with {piece_of(tokenizer, following)}, {probabilities[following]:.1%})"
-    names = [tokenizer.decode([token]) for token in input_ids[0].tolist()]
+    names = pieces(tokenizer, input_ids[0].tolist())
     subject = of_parts(lambda z: read(z).float()[:, -1, target], embeddings, baseline)
     return Sample("tokens", input_ids, subject, names, words, next_token=True)
+
+
+def pieces(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    """What each token adds to the text: what stands between words belongs to the later one."""
+    texts = [tokenizer.decode(ids[:end]) for end in range(len(ids) + 1)]
+    return [
+        now.removeprefix(before) if now.startswith(before) else tokenizer.decode([token])  # half a character before
+        for before, now, token in zip(texts, texts[1:], ids, strict=False)
+    ]
 
 
 def piece_of(tokenizer: Tokenizer, token: int) -> str:

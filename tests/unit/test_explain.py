@@ -2,20 +2,25 @@
 
 import importlib.util
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from scaledl import cli
+from scaledl import explain as module
 from scaledl.data.digits import Digits
 from scaledl.data.samples import Samples
+from scaledl.data.tokenizer import ByteTokenizer, WordTokenizer
 from scaledl.distributed.parallelize import ModelBuilder
 from scaledl.explain import _attributed, _fitting, _split
 from scaledl.interpret.methods import METHODS
-from scaledl.interpret.samples import of_classifier, spread
+from scaledl.interpret.samples import of_classifier, pieces, spread
 from scaledl.models.cnn import CNN
 from scaledl.models.text_cnn import TextCNN
 from scaledl.tasks.classification import Classification
+from scaledl.tasks.regression import Regression
 
 X = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -91,6 +96,14 @@ def test_the_words_of_a_sample(cnn: Classification) -> None:
     torch.testing.assert_close(sample.subject.score(X), logits[likeliest][None])
 
 
+def test_pieces_make_up_the_text() -> None:
+    words = WordTokenizer(min_count=1)
+    words.fit(["a word, and another"])
+    assert pieces(words, words.encode("another word").tolist()) == ["another", " word"]
+    data = ByteTokenizer()
+    assert pieces(data, data.encode("aé\n").tolist())[0::3] == ["a", "\n"]
+
+
 def test_other_shapes_are_refused(cnn: Classification) -> None:
     cnn.model = torch.nn.Flatten()
     with pytest.raises(ValueError, match=r"has the shape \(5, 2\)"):
@@ -105,3 +118,17 @@ def test_a_split_that_is_not_there() -> None:
     assert _split(data, None)[0] == "train"
     with pytest.raises(ValueError, match="--split val: this run's data has train"):
         _split(data, "val")
+
+
+def test_a_task_that_is_no_classifier_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Regression(ModelBuilder(partial(torch.nn.Linear, 2, 1)), partial(torch.optim.AdamW, lr=0.01))
+    monkeypatch.setattr(module, "load_run", lambda *_: (task, None, None, tmp_path))
+    with pytest.raises(ValueError, match=r"is a Regression; scaledl explain serves classifiers .* and language models"):
+        module.explain(tmp_path, "best", None, 8, None, None, None, 0, [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_methods_are_checked_before_torch_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.run(["explain", "run", "--methods", "salience"], debug=False)
+    assert "invalid choice: 'salience'" in capsys.readouterr().err

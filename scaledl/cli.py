@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from scaledl.interpret.methods import METHODS
+
 TRAIN_HELP = """\
 scaledl train experiment=<family>/<name> [key=value ...]
 
@@ -144,6 +146,15 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--top-p", type=_number(float, 1e-6, 1), default=1.0, help="among the likeliest of that mass")
     generate.add_argument("--seed", type=_number(int, 0), default=0)
     generate.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text")
+    explain = verbs.add_parser("explain", parents=[of_run], help="what a classifier or language model looks at: a page")
+    explain.add_argument("--split", choices=["train", "val", "test"], help="whose samples (default: test, else val)")
+    explain.add_argument("--samples", type=_number(int, 1), default=8, metavar="N", help="how many (default: 8)")
+    explain.add_argument(
+        "--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"of {', '.join(METHODS)} (default: what fits)"
+    )
+    explain.add_argument("--prompt", help="of a language model: a text in the place of samples")
+    explain.add_argument("--output", type=Path, metavar="FILE", help="default: explain.html in the run directory")
+    explain.add_argument("--seed", type=_number(int, 0), default=0)
     launch = verbs.add_parser(
         "launch",
         usage=LAUNCH_HELP,
@@ -254,6 +265,23 @@ def _generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _explain(arguments: argparse.Namespace) -> int:
+    from scaledl.explain import explain
+
+    explain(
+        arguments.run_directory,
+        arguments.checkpoint,
+        arguments.split,
+        arguments.samples,
+        arguments.methods,
+        arguments.prompt,
+        arguments.output,
+        arguments.seed,
+        _allowed(arguments),
+    )
+    return 0
+
+
 def _launch(arguments: argparse.Namespace) -> int:
     from scaledl import launch
 
@@ -315,6 +343,7 @@ _VERBS = {
     "prepare": _prepare,
     "evaluate": _evaluate,
     "generate": _generate,
+    "explain": _explain,
     "launch": _launch,
     "list": _list,
 }

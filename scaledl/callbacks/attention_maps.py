@@ -1,18 +1,16 @@
 """Where a model's attention looks."""
 
-import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from scaledl.callbacks.predictions import logits_of, save, show_image
+from scaledl.interpret.attention import attention_layers, on_places, watched
 from scaledl.tasks.base import Task
 
 
@@ -20,10 +18,8 @@ class AttentionMaps(pl.Callback):
     """Draws `plots/attention.png` at the end of the training: one validation image of each of the first classes, and
     beside it, for every attention layer, the image under what the layer attends to (bright).
 
-    An attention layer is any with a method `attention_map`, which takes what `forward` takes and returns how much each
-    place is attended to, (B, H, W), or the weights of tokens on tokens, (B, num_heads, T, S). Of these, the mean over
-    the heads is drawn: what the first token attends to where it stands before a square of patches (a class token),
-    else the mean over all tokens.
+    An attention layer is any with a method `attention_map` (see `attention_layers`); weights of tokens on tokens become
+    places of the image by `on_places`.
 
     Args:
         num_images: how many are shown.
@@ -38,7 +34,7 @@ class AttentionMaps(pl.Callback):
         self.run_dir = Path()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Task) -> None:  # type: ignore[override]
-        if not _layers(pl_module, 1):
+        if not attention_layers(pl_module.model, 1):
             name = type(pl_module.model).__name__
             raise ValueError(
                 f"callbacks.attention_maps draws layers with a method attention_map, but {name} has none: remove it "
@@ -51,48 +47,11 @@ class AttentionMaps(pl.Callback):
         samples = split.__getitems__(np.arange(len(split)))
         classes = samples["y"].unique()[: self.num_images]
         x = torch.stack([samples["x"][samples["y"] == label][0] for label in classes])  # (n, C, H, W)
-        layers = _layers(pl_module, self.num_layers)
-        maps: dict[str, list[Tensor]] = {name: [] for name in layers}
-        handles = [
-            layer.register_forward_pre_hook(_recorder(maps[name]), with_kwargs=True) for name, layer in layers.items()
-        ]
-        with torch.compiler.set_stance("force_eager"):  # compiled blocks do not see new hooks
+        with watched(attention_layers(pl_module.model, self.num_layers), on_places) as maps:
             logits_of(trainer, pl_module, x)
-        for handle in handles:
-            handle.remove()
         if trainer.is_global_zero:
             drawn = {name: torch.cat(parts) for name, parts in maps.items()}
             save(_figure(x, drawn), self.run_dir, "attention.png")
-
-
-def _layers(task: Task, at_most: int) -> dict[str, nn.Module]:
-    found = [(name, module) for name, module in task.model.named_modules() if hasattr(module, "attention_map")]
-    places = np.linspace(0, len(found) - 1, min(at_most, len(found))).round().astype(int)
-    return dict(found[place] for place in places)
-
-
-def _recorder(into: list[Tensor]) -> Callable[..., None]:
-    def record(layer: Any, arguments: tuple, named: dict[str, Any]) -> None:
-        into.append(on_places(layer.attention_map(*arguments, **named)).float().cpu())
-
-    return record
-
-
-def on_places(weights: Tensor) -> Tensor:
-    """Attention (B, H, W), or (B, num_heads, T, S) of tokens on tokens, as (B, H, W) over the image.
-
-    Raises:
-        ValueError: if the tokens are no square of patches.
-    """
-    if weights.ndim == 3:
-        return weights
-    among = weights.mean(1)  # (B, T, S)
-    num_tokens = among.shape[2]
-    before = num_tokens - math.isqrt(num_tokens) ** 2
-    if before > 1:
-        raise ValueError(f"{num_tokens} tokens are no square of patches, with or without a class token before them")
-    looked_at = among[:, 0, 1:] if before else among.mean(1)
-    return looked_at.unflatten(1, (math.isqrt(num_tokens), -1))
 
 
 def _figure(x: Tensor, maps: dict[str, Tensor]) -> Figure:

@@ -74,6 +74,7 @@ class Table(Data):
         self.given = {"in_dim": in_dim, "out_dim": out_dim, "num_classes": num_classes}
         self.name = dataset or str(path)
         self.classes: list[Any] = []
+        self.feature_names: list[str] = []  # of the in_dim values; a category's are numbered
         self._splits: dict[str, Samples] = {}
 
     def prepare(self) -> None:
@@ -83,7 +84,10 @@ class Table(Data):
         y = self._target(column_of(table, str(self.target), self.name))
         rows = self._rows(y)
         names = [name for name in self.columns or table.column_names if name != self.target]
-        x = np.concatenate([self._feature(column_of(table, name, self.name), name, rows["train"]) for name in names], 1)
+        parts = [self._feature(column_of(table, name, self.name), name, rows["train"]) for name in names]
+        x = np.concatenate(parts, 1)
+        widths = zip(names, (part.shape[1] for part in parts), strict=True)
+        self.feature_names = [f"{name} #{i}" if n > 1 else name for name, n in widths for i in range(1, n + 1)]
         if not self.classes:
             y = ((y - y[rows["train"]].mean()) / (y[rows["train"]].std() or 1.0)).astype(np.float32)
         self._splits = {split: Samples(x[chosen], y[chosen]) for split, chosen in rows.items()}

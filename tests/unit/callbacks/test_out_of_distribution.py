@@ -41,13 +41,13 @@ def test_foreign_samples_are_told_from_data_beside_a_mixture(fit, tmp_path: Path
     )
     found = {name: value.item() for name, value in trainer.callback_metrics.items() if "auroc" in name}
     assert set(found) == {"val/auroc_uniform", "val/auroc_shuffled", "val/auroc_class_9"}
-    assert found["val/auroc_uniform"] == 1.0  # whose ink is 0.5
+    assert found["val/auroc_uniform"] > 0.999  # whose ink is 0.5
     assert found["val/auroc_shuffled"] == 0.5  # which has the same ink
     baselines = {name: value for name, value in metrics.last.items() if name.startswith("baseline/")}
     assert baselines["baseline/gmm_auroc_uniform"] > 0.999
     assert baselines["baseline/gmm_auroc_shuffled"] > 0.999
     assert baselines["baseline/gmm_auroc_class_9"] > 0.8
-    assert metrics.last["test/auroc_uniform"] == 1.0
+    assert metrics.last["test/auroc_uniform"] > 0.999
     assert (tmp_path / "plots" / "energies.png").stat().st_size > 5_000
 
 

@@ -72,7 +72,7 @@ def test_a_walker_is_held_within_the_range_and_its_steps_within_their_bound() ->
 
 
 def test_the_objective_is_the_difference_of_energies() -> None:
-    task = task_of(Bowl, num_steps=200, langevin_noise=0.0, step_size=0.1, max_gradient=9.0, energy_penalty=0.5)
+    task = task_of(Bowl, num_steps=200, langevin_noise=0.0, step_size=0.02, max_gradient=9.0, energy_penalty=0.5)
     task.eval()
     found = task.objective({"x": torch.full((8, 1, 4, 4), 0.9)})  # 0.8 in [-1, 1]; samples end at the bottom
     of_data = 20 * 16 * 0.5**2 / 2
@@ -108,7 +108,7 @@ class Digitless:
 
 def on_ranks(rank: int, world_size: int, micro_batch_size: int = 2) -> Energy:
     """As Lightning would begin to train it, with a global batch of 8."""
-    task = task_of(num_steps=2, buffer_depth=3, fresh=0.25)
+    task = task_of(num_steps=2, step_size=1.0, buffer_depth=3, fresh=0.25)
     data = SimpleNamespace(
         rank=rank,
         micro_batch_size=micro_batch_size,

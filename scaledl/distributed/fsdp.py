@@ -8,7 +8,13 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.parallel import ParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
 from scaledl.distributed import group
@@ -119,6 +125,12 @@ class FSDP(RunState, ModelParallelStrategy):
             ),
             **(settings if self.cpu_offload else {}),
         )
+
+    def refresh(self) -> None:
+        """Give back what a forward pass left gathered (reshard_after_forward=false): it is of the old shards."""
+        for module in self._task.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def _data_mesh(self) -> DeviceMesh:
         return self._mesh["copy", "shard"] if self.num_copies > 1 else self._mesh["shard"]

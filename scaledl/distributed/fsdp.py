@@ -103,8 +103,6 @@ class FSDP(RunState, ModelParallelStrategy):
     def shard(self, module: nn.Module) -> None:
         if self.num_copies * self.shard_size == 1:
             return
-        for method in getattr(module, "entry_points", ()):
-            register_fsdp_forward_method(module, method)
         mixed = self.precision_plugin.precision == "bf16-mixed"
         settings: dict[str, Any] = {"offload_policy": CPUOffloadPolicy(pin_memory=self.root_device.type == "cuda")}
         fully_shard(
@@ -119,6 +117,8 @@ class FSDP(RunState, ModelParallelStrategy):
             ),
             **(settings if self.cpu_offload else {}),
         )
+        for method in getattr(module, "entry_points", ()):  # after it: on a module that is not sharded it does nothing
+            register_fsdp_forward_method(module, method)
 
     def _data_mesh(self) -> DeviceMesh:
         return self._mesh["copy", "shard"] if self.num_copies > 1 else self._mesh["shard"]

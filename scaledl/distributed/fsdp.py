@@ -109,8 +109,6 @@ class FSDP(RunState, ModelParallelStrategy):
     def shard(self, module: nn.Module) -> None:
         if self.num_copies * self.shard_size == 1:
             return
-        for method in getattr(module, "entry_points", ()):
-            register_fsdp_forward_method(module, method)
         mixed = self.precision_plugin.precision == "bf16-mixed"
         settings: dict[str, Any] = {"offload_policy": CPUOffloadPolicy(pin_memory=self.root_device.type == "cuda")}
         fully_shard(
@@ -125,6 +123,8 @@ class FSDP(RunState, ModelParallelStrategy):
             ),
             **(settings if self.cpu_offload else {}),
         )
+        for method in getattr(module, "entry_points", ()):  # after it: on a module that is not sharded it does nothing
+            register_fsdp_forward_method(module, method)
 
     def refresh(self) -> None:
         """Give back what a forward pass left gathered (reshard_after_forward=false): it is of the old shards."""

@@ -42,12 +42,16 @@ class ActorCritic(nn.Module):
                 _orthogonal(network.out, last)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.logits(obs)
+        logits = self._logits(obs)  # not the entry point, after which FSDP would take the critic's weights away
         if self.critic is None:
             return logits, logits.new_zeros(len(obs))
         return logits, self.critic(obs.to(self.critic.out.weight.dtype)).squeeze(1)
 
     def logits(self, obs: Tensor) -> Tensor:
+        """(B, num_actions), the actor alone: what acting needs."""
+        return self._logits(obs)
+
+    def _logits(self, obs: Tensor) -> Tensor:
         return self.actor(obs.to(self.actor.out.weight.dtype))
 
 

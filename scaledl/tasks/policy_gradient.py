@@ -162,7 +162,7 @@ class PolicyGradient(Reinforcement):
             with torch.no_grad():
                 metrics["kl"] = (weight * (ratio - 1 - ratio.log())).sum()  # Schulman's estimate: never below 0
                 metrics["clipped"] = (weight * ((ratio < low) | (ratio > high))).sum()
-        policy_loss = -(weight * gain).sum()
+        policy_loss = -(weight * gain).sum(dtype=torch.float64).float()  # of normalised advantages little is left
         entropy = -(weight * (log_probs.exp() * log_probs).sum(1)).sum()
         value_loss = (weight * (value.float() - returns).square()).sum()
         loss = policy_loss + self.value_coef * value_loss - self.entropy_coef * entropy

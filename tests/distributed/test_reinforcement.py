@@ -32,11 +32,12 @@ def test_two_ranks_are_one_process(name: str, environment: dict[str, str], tmp_p
     one = log("single")
     for strategy in ("ddp", "fsdp"):
         two = log(strategy)
-        for metric, tolerance in {"train/loss": 1e-4, "train/grad_norm": 1e-4, "train/env_steps": 0.0}.items():
-            assert gap(one, two, metric).value <= tolerance, (strategy, metric)
-        returns = [[line.get("train/return") for line in lines] for lines in (one, two)]
-        assert returns[0] == pytest.approx(returns[1], rel=1e-6)
-        assert any(returns[0])
+        assert gap(one, two, "train/grad_norm").value <= 1e-4, strategy
+        for metric in ("train/env_steps", "train/loss", "train/return"):
+            values = [[line.get(metric) for line in lines] for lines in (one, two)]
+            # What the advantages' mean of 0 leaves of a loss without a critic is near 0.
+            assert values[0] == pytest.approx(values[1], rel=1e-5, abs=1e-6), (strategy, metric)
+        assert any(values[0])
 
 
 @pytest.mark.parametrize("name", ["ppo", "dqn"])

@@ -83,8 +83,8 @@ def images_of(dataset: BatchDataset) -> tuple[Tensor, Tensor]:
     if x is None or x.ndim != 4 or y is None or y.dtype != torch.int64:
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in samples.items())
         raise ValueError(
-            f"a judge learns images x (N, C, H, W) with classes y (N,), but this data gives {shapes}; set "
-            "callbacks.sample_grid.judged=false, or take images with classes"
+            f"samples are shown beside images x (N, C, H, W) with classes y (N,), but this data gives {shapes}; take such "
+            "data, or remove callbacks.sample_grid"
         )
     return x, y
 

@@ -23,7 +23,7 @@ from scaledl.optim.schedule import cosine
 NUM_FEATURES = 64
 MAX_IMAGES = 20_000  # that a judge learns from and compares with; more would change a distance little
 BATCH_SIZE, EPOCHS, MAX_STEPS = 64, 30, 1_500
-FORMAT = 1  # to be raised with any change of what a judge is
+FORMAT = 2  # to be raised with any change of what a judge is
 
 
 class Judge(nn.Module):
@@ -83,8 +83,8 @@ def images_of(dataset: BatchDataset) -> tuple[Tensor, Tensor]:
     if x is None or x.ndim != 4 or y is None or y.dtype != torch.int64:
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in samples.items())
         raise ValueError(
-            f"a judge learns images x (N, C, H, W) with classes y (N,), but this data gives {shapes}; set "
-            "callbacks.sample_grid.judged=false, or take images with classes"
+            f"samples stand beside images x (N, C, H, W) with classes y (N,), but this data gives {shapes}; take such "
+            "data, or remove callbacks.sample_grid"
         )
     return x, y
 

@@ -87,9 +87,7 @@ class SampleGrid(pl.Callback):
         shown, judged = drawn.split([len(self._shown), len(labels) - len(self._shown)])
         measured = group.agreed(lambda: self._measures(pl_module, judged, self._real)) if self.judged else {}
         for name, value in measured.items():
-            pl_module.log(
-                f"val/{name}", value, logger=False
-            )  # callbacks/metrics.py logs it, callbacks/progress.py prints it
+            pl_module.log(f"val/{name}", value, logger=False)  # callbacks metrics and progress log and print it
         if trainer.is_global_zero:
             self._write(trainer, shown, measured)
 

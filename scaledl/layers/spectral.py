@@ -30,19 +30,20 @@ class _Spectral(nn.Module):
         for _ in range(steps):
             self._iterate()
 
+    # Products and sums instead of `@`, which autocast would round.
+
     @torch.no_grad()
     def _iterate(self) -> None:
         rows = self.weight.flatten(1).float()
-        v = F.normalize(rows.T @ self.u.float(), dim=0)
+        v = F.normalize((rows * self.u.float()[:, None]).sum(0), dim=0)
         self.v.copy_(v)
-        self.u.copy_(F.normalize(rows @ v, dim=0))
+        self.u.copy_(F.normalize((rows * v).sum(1), dim=0))
 
     def _normalized(self) -> Tensor:
-        with torch.autocast(self.weight.device.type, enabled=False):
-            if self.training and not recomputing():
-                self._iterate()
-            u, v = self.u.float().clone(), self.v.float().clone()  # the next pass writes into the buffers
-            sigma = u @ self.weight.flatten(1).float() @ v
+        if self.training and not recomputing():
+            self._iterate()
+        u, v = self.u.float().clone(), self.v.float().clone()  # the next pass writes into the buffers
+        sigma = (u[:, None] * self.weight.flatten(1).float() * v).sum()
         return self.weight / sigma.to(self.weight.dtype)
 
 

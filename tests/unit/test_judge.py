@@ -73,6 +73,6 @@ def test_a_judge_is_a_function_of_its_images_and_the_seed(tmp_path, monkeypatch:
     assert len(list((tmp_path / "judges").iterdir())) == 2
 
 
-def test_a_judge_asks_for_images_with_classes() -> None:
-    with pytest.raises(ValueError, match=r"gives x \(\d+, 2\), y \(\d+,\); set callbacks.sample_grid.judged=false"):
+def test_samples_are_shown_beside_images_with_classes() -> None:
+    with pytest.raises(ValueError, match=r"gives x \(\d+, 2\), y \(\d+,\); take such data, or remove"):
         judge.images_of(Points("moons", 4, 4, num_samples=40).split("train"))

@@ -71,7 +71,7 @@ def test_the_gradients_of_one_step_are_those_of_two_passes(loss: str, sure: bool
     found = {n: p.grad for m in (task.model.discriminator, task.model.generator) for n, p in m.named_parameters()}
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        assert gradient.abs().sum() > 0
+        assert name == "head.bias" or gradient.abs().sum() > 0  # there real and drawn ones may cancel
         torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
 
 

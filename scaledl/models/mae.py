@@ -27,6 +27,8 @@ class MAE(nn.Module):
     """
 
     block_types = (TransformerBlock,)
+    position_embedding: Tensor
+    decoder_position_embedding: Tensor
 
     def __init__(
         self,

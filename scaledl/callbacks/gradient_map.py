@@ -1,6 +1,7 @@
 """Where and when gradients vanish or explode."""
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ SERVED = ("single", "ddp", "fsdp")  # ZeRO frees gradients; other layouts hold a
 class GradientMap(pl.Callback):
     """Draws `plots/gradients.png` at the end: the root mean square of each matrix's gradient, over the steps.
 
-    Values stay on the device until then.
+    Values stay on the device until then. Where gradients cannot be added up (`SERVED`), it says so and draws nothing.
 
     Args:
         every_n_steps: between two columns of the picture.
@@ -33,19 +34,20 @@ class GradientMap(pl.Callback):
             )
         self.every_n_steps, self.max_columns = every_n_steps, max_columns
         self.run_dir = Path()
+        self._served = True
         self._steps: list[int] = []
         self._squares: list[torch.Tensor] = []  # (layers,) each, of this rank's part
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         name = trainer.strategy.strategy_name  # type: ignore[attr-defined]
-        if name not in SERVED:
-            raise ValueError(
-                f"callbacks.gradient_map adds up gradients under strategy={', '.join(SERVED)}, not {name}: remove it "
-                "(~callbacks.gradient_map) or take one of these"
+        self._served = name in SERVED
+        if not self._served and trainer.is_global_zero:
+            warnings.warn(
+                f"plots/gradients.png is drawn under strategy={', '.join(SERVED)}, not under {name}", stacklevel=2
             )
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
-        if trainer.global_step % self.every_n_steps:
+        if not self._served or trainer.global_step % self.every_n_steps:
             return
         gradients = [local(p.grad) for _, p in _matrices(pl_module) if p.grad is not None]
         self._squares.append(torch.stack(torch._foreach_norm(gradients)).float().square())

@@ -51,11 +51,6 @@ def join(timeout: timedelta = timedelta(hours=2)) -> None:
     dist.init_process_group(backend, timeout=timeout, device_id=here, **through)
 
 
-def leave() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def agreed(ask: Callable[[], T]) -> T:
     """What rank 0 finds, on every rank; an error that it meets is raised on all."""
     if world_size() == 1:

@@ -114,7 +114,7 @@ class Watchdog:
         self._left = self._left or why
         self._stopped.set()
         if self._thread.is_alive():
-            self._thread.join(STORE_SECONDS)
+            self._thread.join(3 * STORE_SECONDS)
 
     def _watch(self) -> None:
         idle, seen, before = 0.0, self._progress, time.monotonic()
@@ -135,8 +135,11 @@ class Watchdog:
             if idle >= self.timeout_seconds:
                 self._give_up(idle, seen)
             self._stopped.wait(self.interval_seconds)
-        with contextlib.suppress(TimeoutError, RuntimeError):
-            _in_background(partial(self._publish, self._sign(idle))).result(self.interval_seconds)
+        last = _in_background(partial(self._publish, self._sign(idle)))
+        for call in (exchange, last):  # one that is still in the store when the interpreter ends aborts the process
+            with contextlib.suppress(TimeoutError, RuntimeError):
+                if call is not None:
+                    call.result(STORE_SECONDS)
 
     def _sign(self, idle: float) -> Sign:
         self._beats += 1

@@ -132,7 +132,7 @@ def _group() -> Iterator[None]:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
-    group.leave()
+    dist.destroy_process_group()
     os.environ.clear()
     os.environ.update(before)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+import torch.distributed as dist
 
 from scaledl.distributed import group
 
@@ -12,4 +13,4 @@ def process_group() -> Iterator[None]:
     """A group of this process alone, so that there are meshes and DTensors."""
     group.join()
     yield
-    group.leave()
+    dist.destroy_process_group()

@@ -35,7 +35,6 @@ from scaledl import atomic, build
 from scaledl.config.folders import CONF
 from scaledl.experiments import all_experiments
 from scaledl.loggers import jsonl
-from scaledl.snapshot import commit_of_scaledl
 from scaledl.train import composed, quiet
 
 ROOT = Path(__file__).parents[1]
@@ -225,13 +224,19 @@ def chosen_experiments(families: list[str], experiments: list[str]) -> list[str]
     return [name for family, name in of_family.items() if "all" in families or family in families]
 
 
+def _commit() -> str:
+    """Of this checkout, whose code the runs import whatever is installed beside."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short=7", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
 def with_row(document: str, title: str, layouts: list[str], row: list[str], notes: list[str]) -> str:
     """The document with an experiment's row and notes in its last section, in place of older ones."""
     head = ["experiment", *layouts, "commit"]
     before, _, section = document.partition(HEADING)
     lines = section.splitlines()
     table = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines if line.startswith("|")]
-    rows = {cells[0]: cells for cells in table[2:] if table[0] == head} | {row[0]: [*row, str(commit_of_scaledl())[:7]]}
+    rows = {cells[0]: cells for cells in table[2:] if table[0] == head} | {row[0]: [*row, _commit()]}
     others = [line for line in lines if line.startswith("- ") and line[2:].split(":")[0] in rows.keys() - {row[0]}]
     written = [
         f"{HEADING}{title}.",

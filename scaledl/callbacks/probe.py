@@ -120,7 +120,7 @@ class Probe(pl.Callback):
         found = torch.zeros(count, task.model.num_features, device=task.device)  # type: ignore[call-overload]
         for index, places in enumerate(batches):
             x = dataset.__getitems__(chosen[places])["x"].to(task.device)
-            part = features_of(trainer, task, x)
+            part = features_of(trainer, task, getattr(task, "visible", lambda x: x)(x))
             if not batches.repeats(index):
                 found[torch.from_numpy(places).to(task.device)] = part
         task.train(was_training)

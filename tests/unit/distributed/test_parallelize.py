@@ -77,10 +77,10 @@ def test_compile_changes_no_number_and_no_name() -> None:
 
 
 FACTS = {"vocab_size": 11, "seq_len": 8, "in_dim": 4, "num_classes": 3, "in_channels": 1, "image_size": 32}
-FACTS |= {"src_vocab_size": 11, "tgt_vocab_size": 11, "joint": True, "horizon": 1}
+FACTS |= {"src_vocab_size": 11, "tgt_vocab_size": 11, "joint": True, "horizon": 1, "num_actions": 2}
 SMALL = {"vocab_size": 11, "max_seq_len": 8, "dim": 16, "depth": 2, "num_heads": 2, "num_kv_heads": 1, "hidden_dim": 24}
 SMALL |= {"encoder_depth": 1, "decoder_depth": 1, "hidden_dims": [24]}
-CONSTANT = ("Perceptron", "Word2Vec", "DLinear")  # have a matrix that begins with one value
+CONSTANT = ("Perceptron", "Word2Vec", "DLinear", "DiT", "UNet")  # have a matrix that begins with one value
 OWN = {"lenet": {"image_size": 28}, "alexnet": {"image_size": 64}, "recurrent": {"vocab_size": 11}}
 
 

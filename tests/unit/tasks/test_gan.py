@@ -140,11 +140,12 @@ def test_a_penalty_has_gradients_in_the_discriminator_alone() -> None:
 def test_what_a_strategy_cannot_do_is_refused_before_the_start() -> None:
     cannot = {"several_optimizers": "it drives one", "second_order_gradients": "it frees weights"}
     strategy = SimpleNamespace(strategy_name="deepspeed_2", cannot=cannot, tensor_parallel_size=1)
-    build.check_served(adversarial(), strategy)
+    data = SimpleNamespace(accumulation=1)
+    build.check_served(adversarial(), strategy, data)
     with pytest.raises(ValueError, match="cannot serve Adversarial, which needs several optimizers: it drives one"):
-        build.check_served(adversarial(update="alternating"), strategy)
+        build.check_served(adversarial(update="alternating"), strategy, data)
     with pytest.raises(ValueError, match="needs second order gradients: it frees weights; strategy=ddp can"):
-        build.check_served(adversarial(gradient_penalty=10.0), strategy)
+        build.check_served(adversarial(gradient_penalty=10.0), strategy, data)
     assert Adversarial.needs == ()
 
 

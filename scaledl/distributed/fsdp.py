@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.parallel import ParallelStrategy
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -125,6 +125,10 @@ class FSDP(RunState, ModelParallelStrategy):
         )
         for method in getattr(module, "entry_points", ()):  # after it: on a module that is not sharded it does nothing
             register_fsdp_forward_method(module, method)
+
+    def masters(self) -> list[Tensor]:
+        self.refresh()  # what an evaluation left gathered is no shard
+        return super().masters()
 
     def refresh(self) -> None:
         """Give back what a forward pass left gathered (reshard_after_forward=false): it is of the old shards."""

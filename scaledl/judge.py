@@ -72,14 +72,17 @@ def see(judge: Judge, x: Tensor) -> Seen:
     return Seen(features, logits.softmax(1))
 
 
-def images_of(dataset: BatchDataset) -> tuple[Tensor, Tensor]:
-    """Images x (N, C, H, W) and labels y (N,) of a split, at equal distances where there are too many.
+def images_of(dataset: BatchDataset, labelled: bool = True) -> tuple[Tensor, Tensor]:
+    """Images x (N, C, H, W) and labels y (N,) of a split, at equal distances where there are too many; not `labelled`:
+    all in one class.
 
     Raises:
         ValueError: the samples are no images, or have no labels.
     """
     samples = dataset.__getitems__(np.arange(len(dataset))[:: -(-len(dataset) // MAX_IMAGES)])
     x, y = samples.get("x"), samples.get("y")
+    if x is not None and not labelled:
+        y = torch.zeros(len(x), dtype=torch.int64)
     if x is None or x.ndim != 4 or y is None or y.dtype != torch.int64:
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in samples.items())
         raise ValueError(

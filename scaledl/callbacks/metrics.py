@@ -22,8 +22,8 @@ class Metrics(pl.Callback):
         self.last: dict[str, float] = {}
         self._lr = 0.0
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: Task) -> None:  # type: ignore[override]
-        if self.baselines and trainer.is_global_zero and trainer.global_step == 0:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Task) -> None:  # type: ignore[override]
+        if self.baselines and trainer.is_global_zero and trainer.global_step == 0:  # a resumed run has them
             found = trainer.datamodule.baselines()  # type: ignore[attr-defined]
             self.record(trainer, {f"baseline/{name}": value for name, value in found.items()})
 
@@ -59,3 +59,10 @@ class Metrics(pl.Callback):
         self.last |= values
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
+
+
+def record(trainer: pl.Trainer, values: dict[str, float]) -> None:
+    """Log what a callback has measured itself, and keep it for the summary."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Metrics):
+            callback.record(trainer, values)

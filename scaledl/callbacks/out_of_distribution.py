@@ -11,9 +11,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from scaledl import checkpoint
-from scaledl.callbacks.metrics import Metrics
+from scaledl.callbacks.metrics import record
 from scaledl.callbacks.predictions import save
+from scaledl.callbacks.test import at_best
 from scaledl.distributed import group
 from scaledl.distributed.noise import Noise
 
@@ -55,8 +55,10 @@ class OutOfDistribution(pl.Callback):
                 "data.leave_out the same classes"
             )
         self._range = x.amin().item(), x.amax().item()
-        if self.mixture and trainer.global_step == 0:
-            group.agreed(lambda: self._baseline(trainer, pl_module, x))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.mixture and trainer.global_step == 0:  # a resumed run has it
+            group.agreed(lambda: self._baseline(trainer, pl_module, _all(trainer, "train")[0]))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.state.fn == "fit":
@@ -69,17 +71,9 @@ class OutOfDistribution(pl.Callback):
         split = next((name for name in ("test", "val") if name in splits), None)
         if split is None:
             return
-        best = group.agreed(lambda: checkpoint.best(self.run_dir))
-        strategy: Any = trainer.strategy
-        kinds = self._kinds(trainer, split)
-        if best is not None:
-            strategy.load_average(best)
-            energies = {kind: _energies(trainer, pl_module, x) for kind, x in kinds.items()}
-        else:
-            with strategy.averaged():
-                energies = {kind: _energies(trainer, pl_module, x) for kind, x in kinds.items()}
-        measured = {f"{split}/auroc_{name}": value for name, value in aurocs(energies).items()}
-        _record(trainer, measured)
+        with at_best(trainer, self.run_dir):
+            energies = {kind: _energies(trainer, pl_module, x) for kind, x in self._kinds(trainer, split).items()}
+        record(trainer, {f"{split}/auroc_{name}": value for name, value in aurocs(energies).items()})
         if trainer.is_global_zero:
             save(_figure(energies, split), self.run_dir, "energies.png")
 
@@ -107,7 +101,7 @@ class OutOfDistribution(pl.Callback):
             for kind, samples in self._kinds(trainer, split).items()
         }
         measured = {f"baseline/gmm_auroc_{n}": v for n, v in aurocs({k: -s for k, s in scores.items()}).items()}
-        _record(trainer, measured | {"baseline/gmm_log_density": float(scores["data"].mean())})
+        record(trainer, measured | {"baseline/gmm_log_density": float(scores["data"].mean())})
 
 
 def aurocs(energies: dict[str, np.ndarray]) -> dict[str, float]:
@@ -136,12 +130,6 @@ def _energies(trainer: pl.Trainer, task: Any, x: Tensor) -> np.ndarray:
         parts = [task.energy(precision.convert_input(part.to(task.device))).float().cpu() for part in x.split(size)]
     task.train(was_training)
     return torch.cat(parts).numpy()
-
-
-def _record(trainer: pl.Trainer, values: dict[str, float]) -> None:
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Metrics):
-            callback.record(trainer, values)
 
 
 def _figure(energies: dict[str, np.ndarray], split: str) -> Figure:

@@ -16,9 +16,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler, normalize
 from torch import Tensor
 
-from scaledl import checkpoint
-from scaledl.callbacks.metrics import Metrics
+from scaledl.callbacks.metrics import record
 from scaledl.callbacks.predictions import save
+from scaledl.callbacks.test import at_best
 from scaledl.data.sampler import EvalBatches
 from scaledl.distributed import group
 from scaledl.layers.features import features
@@ -73,17 +73,9 @@ class Probe(pl.Callback):
         split = next((name for name in ("test", "val") if name in splits), None)
         if split is None:
             return
-        best = group.agreed(lambda: checkpoint.best(self.run_dir))
-        strategy: Any = trainer.strategy
-        if best is not None:
-            strategy.load_average(best)
+        with at_best(trainer, self.run_dir):
             measured, held_out = self._measured(trainer, pl_module, split)
-        else:
-            with strategy.averaged():
-                measured, held_out = self._measured(trainer, pl_module, split)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Metrics):
-                callback.record(trainer, measured)
+        record(trainer, measured)
         if trainer.is_global_zero:
             title = ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
             save(self._figure(*held_out, title), self.run_dir, "features.png")

@@ -9,8 +9,7 @@ import lightning.pytorch as pl
 import numpy as np
 from PIL import Image, ImageDraw
 
-from scaledl import checkpoint
-from scaledl.distributed import group
+from scaledl.callbacks.test import at_best
 from scaledl.episodes import LENGTH, Episodes
 from scaledl.tasks.reinforcement import Reinforcement
 
@@ -53,13 +52,10 @@ class Recording(pl.Callback):
             )
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Reinforcement) -> None:  # type: ignore[override]
-        best = group.agreed(lambda: checkpoint.best(self.run_dir))
-        if best is not None:
-            trainer.strategy.load_average(best)  # type: ignore[attr-defined]
         was_training = pl_module.training
         pl_module.eval()
         camera = Camera(pl_module.env, self.every, self.max_frames)
-        with trainer.strategy.precision_plugin.forward_context():
+        with at_best(trainer, self.run_dir), trainer.strategy.precision_plugin.forward_context():
             returns, _ = pl_module.play([self.seed], camera)  # by all ranks: a sharded model answers to all together
         pl_module.train(was_training)
         if trainer.is_global_zero:

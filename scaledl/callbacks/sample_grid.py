@@ -10,16 +10,18 @@ import torch.distributed as dist
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from scaledl import atomic, checkpoint, judge
-from scaledl.callbacks.metrics import Metrics
+from scaledl import atomic, judge
+from scaledl.callbacks.metrics import record
 from scaledl.callbacks.predictions import save
 from scaledl.callbacks.reconstructions import sheet
+from scaledl.callbacks.test import at_best
 from scaledl.data.sampler import EvalBatches
 from scaledl.distributed import group
 from scaledl.distributed.noise import Noise
 
 BEHIND_TRAINING = 2**62  # positions of samples, which no training sample reaches
 BEHIND_VALIDATION = BEHIND_TRAINING + 2**32
+MOST_PIXELS = 4_096  # of an image whose covariance is taken
 
 
 class SampleGrid(pl.Callback):
@@ -34,6 +36,8 @@ class SampleGrid(pl.Callback):
     training images: `val/frechet`, `val/precision`, `val/recall`, `val/coverage` and, if conditional,
     `val/conditional_acc`, the share that it takes for what they are meant to be; all in `samples/step_<n>.json`, too.
     At the end the best checkpoint draws other samples, which are compared with the test images: `test/frechet`, ...
+    What the distances mean on these data, `baseline/frechet_*` says before training: of noise, of a Gaussian with the
+    pixels' mean and covariance, and of real images that were held out, below which no generator comes but by memory.
 
     Args:
         num_samples: that the judge sees each time; a Frechet distance of fewer is larger.
@@ -69,7 +73,8 @@ class SampleGrid(pl.Callback):
                 f"callbacks.sample_grid draws what a task generates, but {type(pl_module).__name__} has no samples(); "
                 "remove it (~callbacks.sample_grid)"
             )
-        x, y = judge.images_of(trainer.datamodule.split("train"))  # type: ignore[attr-defined]
+        labelled = self.judged or getattr(pl_module, "conditional", False)
+        x, y = judge.images_of(trainer.datamodule.split("train"), labelled)  # type: ignore[attr-defined]
         self._num_classes = int(y.max()) + 1
         shown = range(min(self._num_classes, 10))
         self._shown = torch.tensor([label for label in shown for _ in range(self.num_shown)])  # (n,)
@@ -95,23 +100,45 @@ class SampleGrid(pl.Callback):
         test = trainer.datamodule.split("test")  # type: ignore[attr-defined]
         if test is None or not self.judged:
             return
-        best = group.agreed(lambda: checkpoint.best(self.run_dir))
-        strategy: Any = trainer.strategy
-        if best is not None:
-            strategy.load_average(best)
+        with at_best(trainer, self.run_dir):
             drawn = self._draw(trainer, pl_module, self._labels, BEHIND_VALIDATION)
-        else:
-            with strategy.averaged():
-                drawn = self._draw(trainer, pl_module, self._labels, BEHIND_VALIDATION)
 
         def compared() -> dict[str, float]:
-            real = judge.see(self._judge, judge.images_of(test)[0])
-            return self._measures(pl_module, drawn, real)
+            return self._measures(pl_module, drawn, judge.see(self._judge, self._known(test)))
 
-        measured = {f"test/{name}": value for name, value in group.agreed(compared).items()}
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Metrics):
-                callback.record(trainer, measured)
+        record(trainer, {f"test/{name}": value for name, value in group.agreed(compared).items()})
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.judged and trainer.global_step == 0:
+            record(trainer, group.agreed(lambda: self._anchors(trainer)))
+
+    def _anchors(self, trainer: pl.Trainer) -> dict[str, float]:
+        """What distances mean here: of noise, of a Gaussian with the pixels' moments, and of images held out."""
+        x = judge.images_of(trainer.datamodule.split("train"))[0].flatten(1)  # type: ignore[attr-defined]
+        low, high = x.aminmax()
+        noise = Noise(0, torch.arange(self.num_samples) + BEHIND_TRAINING)
+        drawn = {"noise": low + (high - low) * noise.uniform("noise", x.shape[1])}
+        if x.shape[1] <= MOST_PIXELS:
+            values, vectors = torch.linalg.eigh(x.double().T.cov())
+            root = vectors * values.clamp(min=0).sqrt()
+            normal = noise.normal("gaussian", x.shape[1]).double()
+            drawn["gaussian"] = (x.double().mean(0) + normal @ root.T).clamp(low.item(), high.item()).float()
+        shape = self._examples.shape[2:]
+        found = {name: images.view(-1, *shape) for name, images in drawn.items()}
+        split = next((s for s in ("test", "val") if trainer.datamodule.split(s) is not None), None)  # type: ignore[attr-defined]
+        if split is not None:
+            found["held_out"] = self._known(trainer.datamodule.split(split))  # type: ignore[attr-defined]
+        return {
+            f"baseline/frechet_{name}": judge.frechet_distance(
+                self._real.features, judge.see(self._judge, images).features
+            )
+            for name, images in found.items()
+        }
+
+    def _known(self, dataset: Any) -> Tensor:
+        """The images (N, C, H, W) of a split whose classes training has seen."""
+        x, y = judge.images_of(dataset)
+        return x[torch.isin(y, self._labels)]
 
     def _learn(self, x: Tensor, y: Tensor, device: torch.device) -> None:
         self._judge = judge.trained_judge(x, y, self._num_classes, self.judge_seed, device)

@@ -1,11 +1,13 @@
 """The best checkpoint is measured on the test split, once, when training has ended."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning.pytorch as pl
 
 from scaledl import checkpoint
-from scaledl.callbacks.metrics import Metrics
+from scaledl.callbacks.metrics import record
 from scaledl.distributed import group
 from scaledl.tasks.base import Task
 
@@ -20,10 +22,19 @@ class BestOnTest(pl.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if data.split("test") is None:
             return
-        best = group.agreed(lambda: checkpoint.best(self.run_dir))
-        if best is not None:
-            trainer.strategy.load_average(best)  # type: ignore[attr-defined]
-        measured = pl_module.evaluate("test", data.test_dataloader())
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Metrics):
-                callback.record(trainer, measured)
+        with at_best(trainer, self.run_dir):
+            measured = pl_module.evaluate("test", data.test_dataloader())
+        record(trainer, measured)
+
+
+@contextmanager
+def at_best(trainer: pl.Trainer, run_dir: Path) -> Iterator[Path | None]:
+    """With the best checkpoint's weights in the model, which stay there, or the last ones where none was best; averaged
+    where an average is kept. All ranks enter it, when training has ended."""
+    best = group.agreed(lambda: checkpoint.best(run_dir))
+    if best is not None:
+        trainer.strategy.load_average(best)  # type: ignore[attr-defined]
+        yield best
+        return
+    with trainer.strategy.averaged():  # type: ignore[attr-defined]
+        yield None

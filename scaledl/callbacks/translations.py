@@ -10,7 +10,8 @@ from torch import Tensor
 
 from scaledl import checkpoint
 from scaledl.bleu import corpus_bleu
-from scaledl.callbacks.metrics import Metrics
+from scaledl.callbacks.metrics import record
+from scaledl.callbacks.test import at_best
 from scaledl.data.sampler import EvalBatches
 from scaledl.distributed import group
 from scaledl.tasks.seq2seq import Seq2Seq
@@ -55,18 +56,9 @@ class Translations(pl.Callback):
         split = next((name for name in ("test", "val") if name in splits), None)
         if split is None:
             return
-        best = group.agreed(lambda: checkpoint.best(self.run_dir))
-        strategy: Any = trainer.strategy
-        if best is not None:
-            strategy.load_average(best)
+        with at_best(trainer, self.run_dir) as best:
             hypotheses = self._translate(trainer, pl_module, splits[split], len(splits[split]), self.beam_size)
-        else:
-            with strategy.averaged():
-                hypotheses = self._translate(trainer, pl_module, splits[split], len(splits[split]), self.beam_size)
-        measured = {f"{split}/{n}": v for n, v in measures(hypotheses, splits[split].references).items()}
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Metrics):
-                callback.record(trainer, measured)
+        record(trainer, {f"{split}/{n}": v for n, v in measures(hypotheses, splits[split].references).items()})
         if trainer.is_global_zero:
             folder = self.run_dir / "samples"
             folder.mkdir(exist_ok=True)

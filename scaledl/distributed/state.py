@@ -273,7 +273,13 @@ class RunState(Strategy):
     def teardown(self) -> None:
         if sys.exc_info()[0] is None:  # after a failure the other ranks may be gone, and the save with them
             self.saver.wait()
+        task = self.lightning_module
+        device = next((p.device for p in task.parameters()), None) if task is not None else None
         super().teardown()
+        if device is not None and device.type == "cuda":
+            # Lightning has brought the model to the host; what follows in on_fit_end (the test split, pictures) asks it
+            # where the data go.
+            task.to(device)
 
 
 def _over_samples(held: list[tuple[int, Tensor]], samples: int) -> Pieces:

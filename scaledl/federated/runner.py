@@ -32,11 +32,17 @@ from scaledl.distributed.state import names_of
 from scaledl.federated.attack import draw, first_linear, read_input
 from scaledl.federated.fedavg import FedAvg
 from scaledl.federated.privacy import epsilon
+from scaledl.layers.sync_batch_norm import BatchNorm, SyncBatchNorm
 from scaledl.tasks.base import Task
 
 _OF_STEPS = (BadSteps, Metrics, Progress, Throughput, BestOnTest)  # default callbacks whose work the runner does itself
 _TRAINING, _ATTACK = 4, 5  # keep a client's draws apart from those of fedavg.py
 _READ_TOGETHER = 4096
+REFUSED = {
+    "several_optimizers": "a client has one optimizer",
+    "whole_batch": "it compares all samples of a global batch, and clients must not see each other's",
+    "average": "its target is an average over steps, and clients begin anew in each round",
+}
 
 
 class Runner:
@@ -57,6 +63,7 @@ class Runner:
         self.train_set, self.seed = train_set, task.model_builder.seed
         self.checkpoint: Checkpoint = self._callback(Checkpoint)
         self.checkpoint.best = checkpoint.best_of(run_dir)
+        self.watchdog: HangWatchdog | None = self._callback(HangWatchdog)
         self.labels, self.clients = dealt(train_set, federation, self.seed)
         self.round, self.rounds = 0, trainer.max_steps
         self.last: dict[str, float] = {}
@@ -76,7 +83,7 @@ class Runner:
             Preempted: a signal stopped the run, which has saved.
         """
         self._set_up(resumed_from)
-        watchdog, preemption = self._callback(HangWatchdog), self._callback(Preemption)
+        watchdog, preemption = self.watchdog, self._callback(Preemption)
         for callback in (self._callback(InitFrom), watchdog):
             if callback is not None:
                 callback.on_fit_start(self.trainer, self.task)
@@ -86,7 +93,7 @@ class Runner:
             if resumed_from is None:
                 self._show_start()
             while self.round < self.rounds:
-                self._one_round(watchdog, preemption)
+                self._one_round(preemption)
             self.strategy.saver.wait()
             self._test()
         except BaseException as error:
@@ -135,11 +142,19 @@ class Runner:
             self.last, self.samples_seen = plain["last"], plain["samples_seen"]
             self.train_seconds = plain["train_seconds"]
         self.state = {name: t for name, t in self.task.state_dict().items() if isinstance(t, Tensor)}  # as it trains
-        self.dim = sum(t.numel() for t in self.state.values() if t.is_floating_point())
+        learned = {name for parameter, name in names_of(self.task).items() if parameter.requires_grad}
+        # With privacy, noise goes on what clients train and nowhere else: other buffers stay as they began.
+        self.sent = [
+            name
+            for name, t in self.state.items()
+            if t.is_floating_point() and (name in learned or self.federation.privacy is None)
+        ]
+        self.dim = sum(self.state[name].numel() for name in self.sent)
+        self.task.on_fit_start()
         self._optimizer, self._schedule = self._make_optimizer()
         self._advance(self.round)
 
-    def _one_round(self, watchdog: HangWatchdog | None, preemption: Preemption | None) -> None:
+    def _one_round(self, preemption: Preemption | None) -> None:
         began = time.perf_counter()
         federation, number = self.federation, self.round
         chosen = federation.chosen(self.seed, number)
@@ -150,8 +165,6 @@ class Runner:
         federation.aggregation.begin(chosen, self.dim, self.seed, number)
         reports: dict[int, dict[str, float]] = {}
         for client in arrived[group.rank() :: group.world_size()]:
-            if watchdog is not None:
-                watchdog.on_train_batch_start(self.trainer, self.task, None, 0)
             update, reports[client] = self._train_client(client, start)
             if federation.privacy is not None:
                 update, clipped = federation.privacy.clipped(update)
@@ -180,7 +193,7 @@ class Runner:
         measured["samples_seen"] = self.samples_seen
         self.train_seconds += time.perf_counter() - began
         measured["perf/seconds_per_round"] = time.perf_counter() - began
-        self._finish_round(measured, heard, watchdog)
+        self._finish_round(measured, heard)
 
     def _apply(self, start: dict[str, Tensor], total: Tensor, weight: float, number: int) -> float:
         """Move the server's weights by the mean update; the norm of that is returned (the pseudo-gradient of Reddi et
@@ -197,7 +210,7 @@ class Runner:
                     tensor.copy_(start[name].double() + moved[name].to(tensor.device))
         return float(torch.linalg.vector_norm(mean))
 
-    def _finish_round(self, measured: dict[str, float], heard: int, watchdog: HangWatchdog | None) -> None:
+    def _finish_round(self, measured: dict[str, float], heard: int) -> None:
         due = self.round % self.checkpoint.every_n_steps == 0 or self.round == self.rounds
         if self.round % int(self.trainer.val_check_interval) == 0 or self.round == self.rounds:
             found = self._evaluate("val")
@@ -206,8 +219,8 @@ class Runner:
         self._record(measured)
         if due or heard:
             self._save()
-        if watchdog is not None:
-            watchdog.on_save_checkpoint(self.trainer, self.task, {})
+        if self.watchdog is not None:
+            self.watchdog.on_save_checkpoint(self.trainer, self.task, {})
         if heard:
             self.strategy.saver.wait()
             raise Preempted(heard)
@@ -241,6 +254,12 @@ class Runner:
         mine = (reports, preemption.received if preemption is not None else 0)
         ranks: list[Any] = [mine]
         if dist.is_initialized():
+            others = dist.barrier(async_op=True)
+            while not others.is_completed():  # who has more clients, or larger ones
+                if self.watchdog is not None:
+                    self.watchdog.on_train_batch_end(self.trainer, self.task, None, None, 0)
+                time.sleep(0.005)
+            others.wait()
             ranks = [None] * dist.get_world_size()
             dist.all_gather_object(ranks, mine)
         together = {client: report for found, _ in ranks for client, report in found.items()}
@@ -267,7 +286,7 @@ class Runner:
         for made, server in zip(optimizer.param_groups, self._optimizer.param_groups, strict=True):
             made["lr"] = server["lr"]
         self.task.train()
-        reports: dict[int, dict[str, float]] = {}
+        sums: dict[str, Tensor] = {}  # on the device, read once
         position, size = key >> 2, self.data.global_batch_size
         for epoch in range(federation.local_epochs):
             order = indices[permute(np.arange(len(indices)), len(indices), key >> 2, epoch)]
@@ -275,10 +294,11 @@ class Runner:
                 batch = self.train_set.__getitems__(order[first : first + size])
                 count = len(order[first : first + size])
                 metrics = self._step(batch, position, count, optimizer, start)
-                reports[len(reports)] = {"samples": float(count), **metrics}
+                sums = {name: sums.get(name, 0) + count * value.detach() for name, value in metrics.items()}
                 position += count
         update = self._packed(self.state) - self._packed(start)
-        return update, {**mean_of(reports), "samples": float(len(indices) * federation.local_epochs)}
+        samples = len(indices) * federation.local_epochs
+        return update, {name: float(total) / samples for name, total in sums.items()} | {"samples": float(samples)}
 
     def _step(
         self,
@@ -287,7 +307,9 @@ class Runner:
         count: int,
         optimizer: torch.optim.Optimizer,
         start: dict[str, Tensor],
-    ) -> dict[str, float]:
+    ) -> dict[str, Tensor]:
+        if self.watchdog is not None:
+            self.watchdog.on_train_batch_start(self.trainer, self.task, None, 0)
         precision = self.trainer.precision_plugin
         batch = self.strategy.batch_to_device(precision.convert_input(batch))
         self.task.noise = Noise(self.seed, torch.arange(position, position + count, device=self.task.device))
@@ -301,7 +323,7 @@ class Runner:
         self.strategy.finish_gradients(optimizer, self.trainer.gradient_clip_val)
         optimizer.step()
         optimizer.zero_grad()
-        return {name: float(value.detach()) for name, value in metrics.items()}
+        return metrics
 
     def _attack(self) -> dict[str, float]:
         """One client sends the gradient of one sample; how well its pixels are read, from it as it is and as sent."""
@@ -326,15 +348,15 @@ class Runner:
     # -- weights as one vector -------------------------------------------------------------------------------------
 
     def _packed(self, state: dict[str, Tensor]) -> Tensor:
-        """All that is not a count, (D,) float64 on the host."""
-        return torch.cat([t.detach().double().flatten().cpu() for t in state.values() if t.is_floating_point()])
+        """What clients send, (D,) float64 on the host."""
+        return torch.cat([state[name].detach().double().flatten().cpu() for name in self.sent])
 
     def _unpacked(self, vector: Tensor) -> dict[str, Tensor]:
         found, at = {}, 0
-        for name, tensor in self.state.items():
-            if tensor.is_floating_point():
-                found[name] = vector[at : at + tensor.numel()].view(tensor.shape)
-                at += tensor.numel()
+        for name in self.sent:
+            tensor = self.state[name]
+            found[name] = vector[at : at + tensor.numel()].view(tensor.shape)
+            at += tensor.numel()
         return found
 
     @torch.no_grad()
@@ -364,8 +386,18 @@ def check_task(task: Task, train_set: BatchDataset, federation: FedAvg) -> None:
         ValueError: they cannot; the reason is in the message.
     """
     name = type(task).__name__
-    if "several_optimizers" in task.needs:
-        raise ValueError(f"federation cannot serve {name}, which needs several optimizers: a client has one")
+    for need, why in REFUSED.items():
+        if need in task.needs:
+            raise ValueError(f"federation cannot serve {name}: {why}")
+    if type(task).carried is not Task.carried:
+        raise ValueError(f"federation cannot serve {name}, which carries a state from step to step: clients forget all")
+    norms = {type(module) for module in task.model_builder.on_meta().modules()}
+    if SyncBatchNorm in norms:
+        raise ValueError("federation cannot serve norm=sync_batch, which lets clients see each other: take norm=group")
+    if BatchNorm in norms and federation.privacy is not None:
+        raise ValueError(
+            "federation.privacy covers what is trained, and not norm=batch's running statistics: take norm=group"
+        )
     if not getattr(train_set, "shuffled", True):
         raise ValueError(
             "federation deals single samples out to clients, but the order of this data means something; take data "

@@ -5,6 +5,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from scaledl.layers.conv import NormName, check_images, make_norm2d
+from scaledl.layers.precision import like_weights
 from scaledl.models.mlp import ACTIVATIONS, GAINS, MLP, Activation, init_layer
 
 
@@ -68,7 +69,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_images(x, self.in_channels)
-        return self.head(self.stages(x))
+        return self.head(self.stages(like_weights(x, self)))
 
 
 class Decoder(nn.Module):
@@ -94,7 +95,7 @@ class Decoder(nn.Module):
         self.stages = nn.Sequential(*(Up(before, after, activation, norm) for before, after in pairwise(widths)))
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.stages(self.head(z).unflatten(1, self.maps))
+        return self.stages(self.head(like_weights(z, self)).unflatten(1, self.maps))
 
 
 class Autoencoder(nn.Module):

@@ -10,6 +10,7 @@ from scaledl.layers.attention import Attention
 from scaledl.layers.condition import TimeAndClass
 from scaledl.layers.feedforward import FeedForward
 from scaledl.layers.position import sinusoidal
+from scaledl.layers.precision import like_weights
 from scaledl.layers.transformer import TransformerBlock
 
 
@@ -86,6 +87,7 @@ class DiT(nn.Module):
                 f"images of shape {tuple(x.shape[1:])}, but the model was built for {self.in_shape}: "
                 "make in_channels and image_size those of the data"
             )
+        x = like_weights(x, self)
         condition = self.condition(t, y, x.dtype)
         x = self.patch_embedding(x).flatten(2).mT  # (B, T, dim), patches row by row
         x = x + self._positions(x.device).type_as(x)

@@ -5,6 +5,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from scaledl.layers.conv import check_images
+from scaledl.layers.precision import like_weights
 from scaledl.models.autoencoder import Down, Up, smallest_maps
 
 
@@ -44,7 +45,7 @@ class FCN(nn.Module):
 
     def _maps(self, x: Tensor) -> list[Tensor]:
         check_images(x, self.in_channels)
-        maps = [self.stem(x)]
+        maps = [self.stem(like_weights(x, self))]
         for down in self.down:
             maps.append(down(maps[-1]))
         return maps

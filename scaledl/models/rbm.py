@@ -32,18 +32,26 @@ class RBM(nn.Module):
         With uniform numbers (B, hidden_dim), by which the hidden units are drawn, the visible units' probabilities
         (B, in_dim) after them: half a step of Gibbs sampling.
         """
-        v, h = self._units(x)
-        if uniform is not None:
-            return F.linear((uniform < h.sigmoid()).type_as(v), self.weight.T, self.visible_bias).sigmoid()
-        return -(v @ self.visible_bias + F.softplus(h).sum(1)).unsqueeze(1)
+        with torch.autocast(x.device.type, enabled=False):  # in bf16, energies of some tens are half a nat apart
+            v, h = self._units(x)
+            weight, bias = _exact(self.weight), _exact(self.visible_bias)
+            if uniform is not None:
+                return F.linear((uniform < h.sigmoid()).type_as(v), weight.T, bias).sigmoid()
+            return -(v @ bias + F.softplus(h).sum(1)).unsqueeze(1)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The hidden units' probabilities (B, num_features)."""
-        return self._units(x)[1].sigmoid()
+        with torch.autocast(x.device.type, enabled=False):
+            return self._units(x)[1].sigmoid()
 
     def _units(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Visible units (B, in_dim), and what drives the hidden ones (B, hidden_dim)."""
-        v = x.flatten(1)
+        v = _exact(x.flatten(1))
         if v.shape[1] != self.in_dim:
             raise ValueError(f"x has {v.shape[1]} values a sample, but in_dim={self.in_dim}: make it that of the data")
-        return v, F.linear(v, self.weight, self.hidden_bias)
+        return v, F.linear(v, _exact(self.weight), _exact(self.hidden_bias))
+
+
+def _exact(x: Tensor) -> Tensor:
+    """In fp32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from scaledl.layers.attention import Attention
 from scaledl.layers.condition import TimeAndClass
 from scaledl.layers.conv import check_images, make_norm2d
+from scaledl.layers.precision import like_weights
 
 
 class UNetBlock(nn.Module):
@@ -128,6 +129,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """(B, in_channels, image_size, image_size), as x, at times t (B,) in [0, 1], of classes y (B,), or None."""
         check_images(x, self.in_shape[0], self.in_shape[1])
+        x = like_weights(x, self)
         condition = self.condition(t, y, x.dtype)
         x = self.in_conv(x)
         skips = [x]

@@ -33,7 +33,7 @@ class VAE(nn.Module):
     def forward(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images x drawn again from z = mu + sigma · eps, with eps (B, latent_dim) from N(0, 1); mu and logvar."""
         mu, logvar = self.encode(x)
-        return self.decoder(mu + (logvar / 2).exp() * eps), mu, logvar
+        return self.decoder(mu + (logvar / 2).exp() * eps.to(mu.dtype)), mu, logvar
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mu, logvar = self.encoder(x).chunk(2, dim=1)

@@ -4,14 +4,13 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
 from scaledl.distributed.noise import Noise
 from scaledl.distributed.parallelize import ModelBuilder
-from scaledl.tasks.base import Task
+from scaledl.tasks.base import Task, check_range
 
 Likelihood = Literal["bernoulli", "gaussian"]
 
@@ -47,7 +46,8 @@ class Autoencoding(Task):
         self.likelihood, self.noise_std, self.mask_ratio = likelihood, noise_std, mask_ratio
 
     def on_fit_start(self) -> None:
-        check_range(self)
+        if self.likelihood == "bernoulli":
+            check_range(self, (0, 1), "task.likelihood=bernoulli takes", "task.likelihood=gaussian")
 
     def objective(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         x = batch["x"]
@@ -94,16 +94,3 @@ def log_likelihood(x: Tensor, out: Tensor, likelihood: Likelihood) -> Tensor:
 
 def mean_of(out: Tensor, likelihood: Likelihood) -> Tensor:
     return out.sigmoid() if likelihood == "bernoulli" else out
-
-
-def check_range(task: Any) -> None:
-    """Raises ValueError: pixels are no probabilities, but the likelihood is Bernoulli's."""
-    if task.likelihood != "bernoulli":
-        return
-    train = task.trainer.datamodule.split("train")
-    low, high = torch.aminmax(train.__getitems__(np.arange(min(256, len(train))))["x"])
-    if low < 0 or high > 1:
-        raise ValueError(
-            f"pixels lie in [{low:.2f}, {high:.2f}], but task.likelihood=bernoulli takes [0, 1]: take "
-            "task.likelihood=gaussian, or images that are not standardised (data.mean and data.std of 0 and 1)"
-        )

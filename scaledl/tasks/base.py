@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -24,7 +25,7 @@ class Task(pl.LightningModule):
     """
 
     needs: tuple[
-        Literal["second_order_gradients", "several_optimizers", "whole_batch"], ...
+        Literal["average", "second_order_gradients", "several_optimizers", "whole_batch"], ...
     ] = ()  # which not every run can do
 
     def __init__(
@@ -164,3 +165,18 @@ class Task(pl.LightningModule):
         count = totals.pop("")
         means = self.summarize({name: total / count for name, total in totals.items()})
         return {f"{split}/{name}": value for name, value in means.items()}
+
+
+def check_range(task: Task, within: tuple[float, float], who: str, instead: str) -> None:
+    """Whether the data's values are where a task takes them to be; at the start of the training.
+
+    Raises:
+        ValueError: they are not.
+    """
+    train = task.trainer.datamodule.split("train")  # type: ignore[attr-defined]
+    low, high = torch.aminmax(train.__getitems__(np.arange(min(256, len(train))))["x"].float())
+    if low < within[0] - 1e-3 or high > within[1] + 1e-3:
+        raise ValueError(
+            f"the data's values lie in [{low:.2f}, {high:.2f}], but {who} [{within[0]:g}, {within[1]:g}]: take "
+            f"{instead}, or images that are not standardised (data.mean=[0] data.std=[1], a number for each channel)"
+        )

@@ -29,8 +29,10 @@ class BYOL(Task):
         augment: changes that make a view of x (data/augment.py), by a name that keys their noise, in their order.
 
     Raises:
-        ValueError: there is nothing to make views with, or, at the first step, no callbacks.ema.
+        ValueError: there is nothing to make views with, or, at the start of the training, no callbacks.ema.
     """
+
+    needs = ("average",)
 
     def __init__(
         self,
@@ -52,6 +54,10 @@ class BYOL(Task):
         spread = projected.std(0, correction=0).mean() * projected.shape[1] ** 0.5
         return {"loss": loss, "spread": spread}
 
+    def on_fit_start(self) -> None:
+        if self.trainer.strategy.average is None:  # type: ignore[attr-defined]
+            raise ValueError("the target network of BYOL is the average of callbacks.ema: add that callback")
+
     @staticmethod
     def _unit(z: Tensor) -> Tensor:
         return F.normalize(z.float(), dim=1)
@@ -63,8 +69,6 @@ class BYOL(Task):
             yield
             return
         strategy: Any = self.trainer.strategy
-        if strategy.average is None:
-            raise ValueError("the target network of BYOL is the average of callbacks.ema: add that callback")
         masters = [local(master.detach()) for master in strategy.masters()]
         weights = [master.clone() for master in masters]
         _put([local(average) for average in strategy.average], masters, strategy)
@@ -78,4 +82,3 @@ class BYOL(Task):
 def _put(values: list[Tensor], masters: list[Tensor], strategy: Any) -> None:
     torch._foreach_copy_(masters, values)
     strategy.refresh()
-    torch.clear_autocast_cache()  # bf16 copies of the old weights

@@ -143,7 +143,7 @@ def nt_xent(z: Tensor, every: Tensor, first: int, temperature: float) -> tuple[T
     the share of them whose other view is the nearest.
     """
     own = _places(z, every, first)  # (2, B)
-    scores = z.flatten(0, 1) @ every.flatten(0, 1).T / temperature  # (2B, 2N)
+    scores = _cosines(z, every) / temperature  # (2B, 2N)
     scores = scores.scatter(1, own.reshape(-1, 1), -math.inf)
     other = own.flip(0).flatten()
     return F.cross_entropy(scores, other), (scores.argmax(1) == other).float().mean()
@@ -160,7 +160,7 @@ def triplet_loss(
     own = _places(z, every, first).flatten()  # (2B,)
     of_views = ids.repeat(2)  # (2N,)
     same = of_views[own][:, None] == of_views  # (2B, 2N)
-    distance = 2 - 2 * z.flatten(0, 1) @ every.flatten(0, 1).T  # (2B, 2N)
+    distance = 2 - 2 * _cosines(z, every)  # (2B, 2N)
     positive = same.scatter(1, own[:, None], False)
     to_negative = distance.masked_fill(same, math.inf)
     nearest = distance.scatter(1, own[:, None], math.inf).argmin(1)
@@ -174,6 +174,12 @@ def triplet_loss(
     chosen = ordered.gather(1, farther.minimum((num_negatives - 1).clamp(min=0)))  # (2B, 2N)
     losses = torch.where(positive, (distance - chosen + margin).relu(), 0.0)
     return (losses.sum(1) / positive.sum(1)).mean(), acc
+
+
+def _cosines(z: Tensor, every: Tensor) -> Tensor:
+    """(2B, 2N) in the precision of the unit vectors: in bf16, near ones would have one distance."""
+    with torch.autocast(z.device.type, enabled=False):
+        return z.flatten(0, 1) @ every.flatten(0, 1).T
 
 
 def _places(z: Tensor, every: Tensor, first: int) -> Tensor:

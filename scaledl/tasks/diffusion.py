@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from scaledl.distributed.noise import Noise
 from scaledl.distributed.parallelize import ModelBuilder
-from scaledl.tasks.base import Task
+from scaledl.tasks.base import Task, check_range
 
 ScheduleName = Literal["linear", "cosine", "flow"]
 
@@ -38,7 +38,7 @@ class Diffusion(Task):
         value_range: of the data, which is brought to [-1, 1].
 
     Raises:
-        ValueError: if settings contradict each other.
+        ValueError: if settings contradict each other, or at the start of the training, the data lie elsewhere.
     """
 
     def __init__(
@@ -77,16 +77,20 @@ class Diffusion(Task):
         self.num_classes, self.num_steps, self.schedule, self.target = num_classes, num_steps, schedule, target
         self.conditional = num_classes is not None
         self.label_dropout, self.guidance, self.sampler, self.clip = label_dropout, guidance, sampler, clip
-        low, high = value_range
+        low, high = self.value_range = value_range[0], value_range[1]
         self.middle, self.half = (low + high) / 2, (high - low) / 2
         self.a, self.s = schedule_of(schedule, num_steps)
+        self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.sampling_times = torch.linspace(num_steps, 0, sampling_steps + 1).round().long().tolist()
+
+    def on_fit_start(self) -> None:
+        check_range(self, self.value_range, "task.value_range says", "what they are for task.value_range")
 
     def objective(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         x0 = (batch["x"].float() - self.middle) / self.half  # (B, C, H, W)
         t = 1 + self.noise.integers("t", self.num_steps)  # (B,)
         eps = self.noise.normal("eps", *x0.shape[1:])
-        a, s = (of.to(t.device)[t].float().reshape(-1, 1, 1, 1) for of in (self.a, self.s))
+        a, s = (of[t].reshape(-1, 1, 1, 1) for of in self._shares(t.device))
         x_t = (a * x0 + s * eps).type_as(batch["x"])
         y = None
         if self.num_classes is not None:
@@ -99,6 +103,12 @@ class Diffusion(Task):
         else:
             wanted = eps if self.target == "eps" else x0
         return {"loss": F.mse_loss(self.model(x_t, t / self.num_steps, y).float(), wanted)}
+
+    def _shares(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """a and s (num_steps + 1,) in fp32 on a device, copied there once: a copy at each step would wait for it."""
+        if device not in self._on:
+            self._on[device] = self.a.float().to(device), self.s.float().to(device)
+        return self._on[device]
 
     @torch.no_grad()
     def samples(self, noise: Noise, labels: Tensor) -> Tensor:

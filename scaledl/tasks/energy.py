@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 
 from scaledl.distributed.noise import Noise
 from scaledl.distributed.parallelize import ModelBuilder
-from scaledl.tasks.base import Task
+from scaledl.layers.precision import like_weights
+from scaledl.tasks.base import Task, check_range
 
 
 class Energy(Task):
@@ -70,7 +71,7 @@ class Energy(Task):
         )
         self.step_size, self.langevin_noise, self.max_gradient = step_size, langevin_noise, max_gradient
         self.data_noise, self.energy_penalty = data_noise, energy_penalty
-        low, high = value_range
+        low, high = self.value_range = value_range[0], value_range[1]
         self.middle, self.half = (low + high) / 2, (high - low) / 2
         self._chains: list[Tensor] = []  # (buffer_depth, B, dim) of each micro-batch of a step
         self._micro_batch = 0
@@ -124,6 +125,7 @@ class Energy(Task):
         return x.detach()
 
     def on_fit_start(self) -> None:
+        check_range(self, self.value_range, "task.value_range says", "what they are for task.value_range")
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         sample = data.split("train").__getitems__(np.arange(1))["x"]
         self._shape, count = sample.shape[1:], data.micro_batch_size if self.buffer_depth else 0
@@ -147,7 +149,7 @@ class Energy(Task):
         return (data.rank * data.accumulation + number) * data.micro_batch_size
 
     def _of(self, x: Tensor) -> Tensor:
-        energies = self.model(x).float()  # (B, 1)
+        energies = self.model(like_weights(x, self.model)).float()  # (B, 1)
         if energies.shape[1:] != (1,):
             raise ValueError(
                 f"the model gives {tuple(energies.shape[1:])} outputs a sample, but an energy is one: set "

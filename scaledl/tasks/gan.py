@@ -27,7 +27,10 @@ LossName = Literal["non_saturating", "hinge", "wasserstein"]
 
 
 class Adversarial(Task):
-    """Generator against discriminator (Goodfellow et al. 2014) on images `x` (B, C, H, W) with classes `y` (B,).
+    """Generator against discriminator (Goodfellow et al. 2014) on images `x` (B, C, H, W), if conditional with classes
+    `y` (B,).
+
+    Spectral norms move on with each micro-batch, so with gradient accumulation they depend on how many there are.
 
     Metrics: `loss`, the discriminator's; `generator_loss`; `real_score` and `drawn_score`, the means of what the
     discriminator says. None of them tells how good samples are: watch `val/frechet` (callbacks/sample_grid.py).
@@ -74,7 +77,8 @@ class Adversarial(Task):
         return self.model.num_classes > 0  # type: ignore[operator]
 
     def objective(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        x, y = batch["x"], batch["y"]
+        x = batch["x"]
+        y = batch["y"] if self.conditional else torch.zeros(len(x), dtype=torch.int64, device=x.device)
         drawn, *scores = self.model(x, self.noise.normal("z", self.model.latent_dim), y)
         of_real, of_twin, of_drawn = (score.float() for score in scores)
         loss, generator_loss = discriminator_loss(of_real, of_twin, self.loss), minus(of_drawn, self.loss)

@@ -73,11 +73,14 @@ class Jigsaw(Task):
             )
         self.grid, self.augment = grid, augment or {}
         self.orders = distant_permutations(grid**2, num_permutations)  # (P, tiles)
+        self._on: dict[torch.device, Tensor] = {}  # copies, one a device: a copy at each step would wait for it
 
     def objective(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         x = changed(self, batch["x"], self.augment)
         y = self.noise.integers("order", len(self.orders), 1).squeeze(1)  # (B,)
-        return classified(self, shuffled(x, self.grid, self.orders.to(x.device)[y]), y)
+        if x.device not in self._on:
+            self._on[x.device] = self.orders.to(x.device)
+        return classified(self, shuffled(x, self.grid, self._on[x.device][y]), y)
 
 
 def changed(task: Task, x: Tensor, augment: dict[str, Augmentation]) -> Tensor:

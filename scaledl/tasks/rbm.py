@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from scaledl.distributed.noise import Noise
 from scaledl.distributed.parallelize import ModelBuilder
-from scaledl.tasks.base import Task
+from scaledl.tasks.base import Task, check_range
 
 
 class ContrastiveDivergence(Task):
@@ -41,6 +41,9 @@ class ContrastiveDivergence(Task):
             raise ValueError(f"num_steps={num_steps} and sampling_steps={sampling_steps} must be at least 1")
         self.num_steps, self.sampling_steps = num_steps, sampling_steps
         self._shape = torch.Size()
+
+    def on_fit_start(self) -> None:
+        check_range(self, (0, 1), "the machine's units take", "values that are probabilities")
 
     def objective(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         self._shape = batch["x"].shape[1:]

@@ -8,8 +8,8 @@ from torch.optim import Optimizer
 
 from scaledl.distributed.noise import Noise
 from scaledl.distributed.parallelize import ModelBuilder
-from scaledl.tasks.autoencoding import Likelihood, check_range, log_likelihood, mean_of
-from scaledl.tasks.base import Task
+from scaledl.tasks.autoencoding import Likelihood, log_likelihood, mean_of
+from scaledl.tasks.base import Task, check_range
 
 
 class ELBO(Task):
@@ -39,7 +39,8 @@ class ELBO(Task):
         self.likelihood, self.beta = likelihood, beta
 
     def on_fit_start(self) -> None:
-        check_range(self)
+        if self.likelihood == "bernoulli":
+            check_range(self, (0, 1), "task.likelihood=bernoulli takes", "task.likelihood=gaussian")
 
     def objective(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         x = batch["x"]

@@ -1,7 +1,9 @@
 """A federated run is what it says: central where it must be, whole after a stop, the same under masks."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,11 +11,21 @@ import torch
 from scaledl import checkpoint
 from scaledl.config.folders import CONF
 from scaledl.config.validate import ConfigError
+from scaledl.data.augment import RandomCrop
+from scaledl.distributed.parallelize import ModelBuilder
 from scaledl.federated.aggregate import Plain
 from scaledl.federated.fedavg import FedAvg
 from scaledl.federated.partition import IID
+from scaledl.federated.privacy import ClientPrivacy
 from scaledl.federated.runner import check_task
 from scaledl.loggers import jsonl
+from scaledl.models.cnn import CNN
+from scaledl.tasks.base import Task
+from scaledl.tasks.byol import BYOL
+from scaledl.tasks.classification import Classification
+from scaledl.tasks.contrastive import SimCLR
+from scaledl.tasks.energy import Energy
+from scaledl.tasks.gan import Adversarial
 from scaledl.train import composed, train
 
 SMALL = ["model.hidden_dims=[8]", "federation.num_clients=4", "federation.local_epochs=1"]
@@ -127,11 +139,22 @@ def test_what_cannot_be_is_said_before_anything_is_built(words: list[str], messa
 
 
 def test_a_task_that_clients_cannot_train_is_refused() -> None:
-    class Adversaries:
-        needs = ("several_optimizers",)
+    def refused(task: Task, match: str, privacy: ClientPrivacy | None = None) -> None:
+        with pytest.raises(ValueError, match=match):
+            check_task(task, [], FedAvg(IID(), Plain(), 2, privacy=privacy))  # type: ignore[arg-type]
 
-    with pytest.raises(ValueError, match="cannot serve Adversaries, which needs several optimizers"):
-        check_task(Adversaries(), [], FedAvg(IID(), Plain(), 2))  # type: ignore[arg-type]
+    def task(kind: type[Task] = Classification, norm: str = "none", **settings: Any) -> Task:
+        return kind(ModelBuilder(partial(CNN, 1, 8, [[8, 3, 1, 2]], [], 4, norm=norm)), torch.optim.AdamW, **settings)
+
+    crop = {"crop": RandomCrop(1)}
+    refused(task(Adversarial, update="alternating"), "cannot serve Adversarial: a client has one optimizer")
+    refused(task(SimCLR, augment=crop), "cannot serve SimCLR: it compares all samples of a global batch")
+    refused(task(BYOL, augment=crop), "cannot serve BYOL: its target is an average over steps")
+    refused(task(Energy, value_range=[0, 1]), "cannot serve Energy, which carries a state")
+    refused(task(num_classes=4, norm="sync_batch"), "which lets clients see each other: take norm=group")
+    private = ClientPrivacy(1.0, 1.0, 1e-3)
+    refused(task(num_classes=4, norm="batch"), "running statistics: take norm=group", private)
+    check_task(task(num_classes=4, norm="batch"), [], FedAvg(IID(), Plain(), 2))  # type: ignore[arg-type]
 
 
 def _log(run_dir: Path) -> list[dict]:

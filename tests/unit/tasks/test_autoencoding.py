@@ -12,7 +12,7 @@ from scaledl.distributed.noise import Noise
 from scaledl.distributed.parallelize import ModelBuilder
 from scaledl.models.autoencoder import Autoencoder
 from scaledl.models.vae import VAE
-from scaledl.tasks.autoencoding import Autoencoding, check_range, log_likelihood
+from scaledl.tasks.autoencoding import Autoencoding, log_likelihood
 from scaledl.tasks.base import Task
 from scaledl.tasks.vae import ELBO, kl_from_normal
 
@@ -148,13 +148,14 @@ def test_pixels_that_are_no_probabilities_are_refused() -> None:
             return {"x": pixels}
 
     split = Two()
-    task = SimpleNamespace(
-        likelihood="bernoulli", trainer=SimpleNamespace(datamodule=SimpleNamespace(split=lambda name: split))
-    )
-    with pytest.raises(ValueError, match=r"pixels lie in \[-0.50, 2.00\].*task.likelihood=gaussian"):
-        check_range(task)
-    task.likelihood = "gaussian"
-    check_range(task)
+    build = ModelBuilder(partial(Autoencoder, 1, 1, 2, [], []))
+    for task in (Autoencoding(build, ADAM), Autoencoding(build, ADAM, likelihood="gaussian")):
+        task._trainer = SimpleNamespace(datamodule=SimpleNamespace(split=lambda name: split))  # type: ignore[assignment]
+        if task.likelihood == "gaussian":
+            task.on_fit_start()
+            continue
+        with pytest.raises(ValueError, match=r"values lie in \[-0.50, 2.00\].*task.likelihood=gaussian"):
+            task.on_fit_start()
 
 
 def test_settings_out_of_range_are_refused() -> None:

@@ -102,6 +102,9 @@ def test_every_parameter_gets_a_gradient_and_data_become_likely() -> None:
 class Digitless:
     """A training set of one kind of image."""
 
+    def __len__(self) -> int:
+        return 8
+
     def __getitems__(self, indices: Any) -> dict[str, Tensor]:
         return {"x": torch.zeros(len(indices), 1, 4, 4)}
 

@@ -15,16 +15,18 @@ class EMA(pl.Callback):
     it, and `evaluate` and `generate` read it.
 
     Args:
-        decay: the limit; step t uses min(decay, (1 + t) / (10 + t)), so that the start is soon forgotten.
+        decay: of a step.
+        warmup: step t uses min(decay, (1 + t) / (10 + t)), so that the start is soon forgotten. A target that must be
+            slow from the start (BYOL's) goes without.
 
     Raises:
         ValueError: decay is not in [0, 1).
     """
 
-    def __init__(self, decay: float = 0.999):
+    def __init__(self, decay: float = 0.999, warmup: bool = True):
         if not 0 <= decay < 1:
             raise ValueError(f"callbacks.ema.decay={decay} must lie in [0, 1)")
-        self.decay = decay
+        self.decay, self.warmup = decay, warmup
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.strategy.start_average()  # type: ignore[attr-defined]
@@ -35,7 +37,8 @@ class EMA(pl.Callback):
         step, strategy = trainer.global_step, trainer.strategy
         weights = [local(master.detach()).float() for master in strategy.masters()]  # type: ignore[attr-defined]
         average = [local(tensor) for tensor in strategy.average]  # type: ignore[attr-defined]
-        torch._foreach_lerp_(average, weights, 1 - min(self.decay, (1 + step) / (10 + step)))
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+        torch._foreach_lerp_(average, weights, 1 - decay)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.strategy.swap_average()  # type: ignore[attr-defined]

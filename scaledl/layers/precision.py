@@ -1,5 +1,8 @@
-"""Inputs in the precision of the weights that read them."""
+"""In which precision a layer computes, where that is not left to autocast."""
 
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
 from torch import Tensor, nn
 
 
@@ -9,3 +12,8 @@ def like_weights(x: Tensor, module: nn.Module) -> Tensor:
     Noise is drawn in fp32, and bf16-true and DeepSpeed's bf16 have no autocast that would bring the two together.
     """
     return x.to(next(module.parameters()).dtype)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """Where x is, operations keep the precision of what they are given."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scaledl.layers.precision import without_autocast
+
 
 class RBM(nn.Module):
     """Binary units with the energy -v·b - h·c - h·W v (Smolensky 1986; Hinton 2002), in which v may lie in [0, 1].
@@ -32,7 +34,7 @@ class RBM(nn.Module):
         With uniform numbers (B, hidden_dim), by which the hidden units are drawn, the visible units' probabilities
         (B, in_dim) after them: half a step of Gibbs sampling.
         """
-        with torch.autocast(x.device.type, enabled=False):  # in bf16, energies of some tens are half a nat apart
+        with without_autocast(x):  # in bf16, energies of some tens are half a nat apart
             v, h = self._units(x)
             weight, bias = _exact(self.weight), _exact(self.visible_bias)
             if uniform is not None:
@@ -41,7 +43,7 @@ class RBM(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The hidden units' probabilities (B, num_features)."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return self._units(x)[1].sigmoid()
 
     def _units(self, x: Tensor) -> tuple[Tensor, Tensor]:

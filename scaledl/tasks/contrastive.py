@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from scaledl.distributed.gather import gather
 from scaledl.distributed.noise import Noise
 from scaledl.distributed.parallelize import ModelBuilder
+from scaledl.layers.precision import without_autocast
 from scaledl.tasks.base import Task
 
 Augmentation = Callable[[Tensor, Noise, str], Tensor]
@@ -178,7 +179,7 @@ def triplet_loss(
 
 def _cosines(z: Tensor, every: Tensor) -> Tensor:
     """(2B, 2N) in the precision of the unit vectors: in bf16, near ones would have one distance."""
-    with torch.autocast(z.device.type, enabled=False):
+    with without_autocast(z):
         return z.flatten(0, 1) @ every.flatten(0, 1).T
 
 

@@ -34,7 +34,9 @@ def test_an_experiment_builds_on_the_meta_device(name: str, monkeypatch: pytest.
     build.settle_steps(config, len(data.split("train")))
     model = build.model(config)
     assert all(parameter.is_meta for parameter in model.on_meta().parameters())
-    assert isinstance(build.task(config, model), Task)
+    task = build.task(config, model)
+    assert isinstance(task, Task)
+    build.check_fit(config, task, data.split("train"))
     assert config.trainer.max_steps > 0
 
 

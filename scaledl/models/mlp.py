@@ -6,8 +6,10 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from scaledl.layers.sync_batch_norm import BatchNorm, SyncBatchNorm
+
 Activation = Literal["sigmoid", "tanh", "relu", "gelu", "silu"]
-NormName = Literal["none", "batch", "layer"]
+NormName = Literal["none", "batch", "sync_batch", "layer"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
@@ -16,6 +18,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
     "silu": nn.SiLU,
 }
+NORMS: dict[str, type[nn.Module]] = {"batch": BatchNorm, "sync_batch": SyncBatchNorm, "layer": nn.LayerNorm}
 # By how much weights exceed 1/sqrt(fan_in) so that a signal keeps its size through the nonlinearity f: 1/sqrt(E f(z)²)
 # with z ~ N(0, 1), which is He et al.'s (2015) sqrt(2) for relu. sigmoid and tanh as in torch.nn.init.calculate_gain.
 GAINS = {"sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "gelu": 1.5335, "silu": 1.6765}
@@ -25,7 +28,7 @@ class MLP(nn.Module):
     """Linear -> norm -> activation -> dropout for each of hidden_dims, then a linear map (Rumelhart et al. 1986).
 
     Takes x (B, ...) and flattens all but the batch axis. norm="batch" takes its statistics from a micro-batch of one
-    rank, so that results depend on the number of ranks; "layer" takes them from one sample.
+    rank, so that results depend on the number of ranks; "sync_batch" from those of all ranks, "layer" from one sample.
 
     Raises:
         ValueError: if a width is below 1, or x does not have in_dim values.
@@ -52,9 +55,9 @@ class MLP(nn.Module):
         self.in_dim, self.num_features, self.gain = in_dim, widths[-1], GAINS[activation]
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(widths):
-            layers.append(nn.Linear(fan_in, fan_out, bias=norm != "batch"))  # batch norm would subtract a bias again
+            layers.append(nn.Linear(fan_in, fan_out, bias="batch" not in norm))  # batch norm would subtract it again
             if norm != "none":
-                layers.append(nn.BatchNorm1d(fan_out) if norm == "batch" else nn.LayerNorm(fan_out))
+                layers.append(NORMS[norm](fan_out))
             layers.append(ACTIVATIONS[activation]())
             if dropout:
                 layers.append(nn.Dropout(dropout))

@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from scaledl.layers.features import features
-from scaledl.models.mlp import MLP
+from scaledl.models.mlp import MLP, NORMS
 
 
 class Projected(nn.Module):
@@ -19,8 +19,8 @@ class Projected(nn.Module):
         hidden_dim: between W₁ and W₂.
         out_dim: of z.
         predictor_dim: hidden width of the predictor; null: there is none.
-        norm: between W₁ and relu, and in the predictor: "layer", over one sample. Batch norm's statistics would depend
-            on ranks.
+        norm: between W₁ and relu, and in the predictor: "layer", over one sample, or "sync_batch", over the samples of
+            all ranks, without which BYOL's views all become one.
     """
 
     def __init__(
@@ -29,13 +29,13 @@ class Projected(nn.Module):
         hidden_dim: int,
         out_dim: int,
         predictor_dim: int | None = None,
-        norm: Literal["none", "layer"] = "layer",
+        norm: Literal["none", "layer", "sync_batch"] = "layer",
     ) -> None:
         super().__init__()
         self.block_types = getattr(backbone, "block_types", ())
         self.num_features: int = backbone.num_features  # type: ignore[assignment]
         self.backbone = backbone
-        self.norm = nn.LayerNorm(hidden_dim) if norm == "layer" else nn.Identity()
+        self.norm = nn.Identity() if norm == "none" else NORMS[norm](hidden_dim)
         self.activation = nn.ReLU()
         self.projection = nn.Linear(hidden_dim, out_dim)
         self.predictor = MLP(out_dim, [predictor_dim], out_dim, norm=norm) if predictor_dim else None

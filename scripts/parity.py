@@ -155,6 +155,7 @@ def first_steps(experiment: str, steps: int, overrides: list[str]) -> tuple[list
     changed = dict(of_ranks(config))
     fixed += [f"{path}={instead}" for path, (_, instead) in changed.items()]
     notes = [f"{experiment}: {path} is {instead} here, not {value}" for path, (value, instead) in changed.items()]
+    notes += [f"{experiment}: by `--override {' '.join(overrides)}`"] if overrides else []
     return words + fixed, notes
 
 

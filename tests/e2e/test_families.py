@@ -41,12 +41,8 @@ def test_a_family_reaches_its_floor(scaledl, tmp_path: Path, experiment: str, me
         ("kan/formula", [], "test/rmse", 2e-2),
         ("recurrent/gru_text", [], "val/loss", 1.5),
         ("vae/digits", [], "test/neg_elbo", 25),
-        (
-            "gan/digits",
-            ["trainer.max_steps=1000"],
-            "val/frechet",
-            20,
-        ),  # a part of the way: docs/results.md has the rest
+        # Parts of the way; docs/results.md has the ends.
+        ("gan/digits", ["trainer.max_steps=1000"], "val/frechet", 20),
         ("diffusion/digits", ["trainer.max_steps=500", "trainer.val_check_interval=500"], "val/frechet", 25),
     ],
 )

@@ -29,7 +29,8 @@ from scaledl.config.validate import ALLOWED, ConfigError, validate
 from scaledl.data.base import Data
 from scaledl.distributed import group
 from scaledl.distributed.state import RunState
-from scaledl.federated.runner import Runner, check_task
+from scaledl.federated.check import check_task
+from scaledl.federated.runner import Runner
 from scaledl.loggers import jsonl
 from scaledl.snapshot import commit_of_scaledl
 from scaledl.tables import final_table, start_table

@@ -4,6 +4,10 @@ from typing import Protocol
 
 import numpy as np
 
+from scaledl.data.base import BatchDataset
+
+READ_TOGETHER = 4096  # samples whose labels are read at once
+
 
 class Partition(Protocol):
     """Deals samples out to clients."""
@@ -92,3 +96,25 @@ def _checked(parts: list[np.ndarray]) -> list[np.ndarray]:
             f"num_clients={len(parts)} is too many for {sum(map(len, parts))} samples: a client has none; take fewer"
         )
     return parts
+
+
+def dealt(
+    train_set: BatchDataset, partition: Partition, num_clients: int, seed: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """(Labels of the training samples or zeros (N,), indices of each client's).
+
+    Raises:
+        ValueError: the partition needs labels, and the data has none.
+    """
+    every = np.arange(len(train_set))
+    labels = np.zeros(len(every), np.int64)
+    if partition.needs_labels:
+        for first in range(0, len(every), READ_TOGETHER):
+            batch = train_set.__getitems__(every[first : first + READ_TOGETHER])
+            if "y" not in batch or batch["y"].is_floating_point():
+                raise ValueError(
+                    f"federation/partition={type(partition).__name__.lower()} divides by class, but this "
+                    "data has no class labels y; take federation/partition=iid"
+                )
+            labels[first : first + READ_TOGETHER] = batch["y"].numpy()
+    return labels, partition(labels, num_clients, seed)

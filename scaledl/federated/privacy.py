@@ -57,8 +57,8 @@ class ClientPrivacy:
 
     Clients join a round independently of each other, with probability `fraction`, as the count of epsilon needs. The
     server adds the noise, so it is trusted (or sees sums only, federation/aggregation=masked); the noise comes from the
-    run's seed, which a deployment keeps secret or draws from the operating system. The promise is about the weights: the
-    log's `train/*`, `samples_seen` and `clients` come from the clients as they are, for who tries this out.
+    run's seed, which a deployment keeps secret or draws from the operating system. The promise is about the weights:
+    `train/*`, `samples_seen` and `clients` in the log come from the clients as they are, for who tries this out.
 
     Args:
         clip: the norm that no update exceeds.

@@ -10,7 +10,6 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.distributed as dist
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from scaledl import checkpoint
@@ -24,25 +23,20 @@ from scaledl.callbacks.progress import Progress
 from scaledl.callbacks.test import BestOnTest
 from scaledl.callbacks.throughput import Throughput
 from scaledl.callbacks.watchdog import HangWatchdog
-from scaledl.data.base import BatchDataset, Data
+from scaledl.data.base import Data
 from scaledl.data.sampler import permute
 from scaledl.distributed import group, storage
 from scaledl.distributed.noise import Noise
 from scaledl.distributed.state import names_of
 from scaledl.federated.attack import draw, first_linear, read_input
 from scaledl.federated.fedavg import FedAvg
+from scaledl.federated.partition import dealt
+from scaledl.federated.picture import clients_figure
 from scaledl.federated.privacy import epsilon
-from scaledl.layers.sync_batch_norm import BatchNorm, SyncBatchNorm
 from scaledl.tasks.base import Task
 
 _OF_STEPS = (BadSteps, Metrics, Progress, Throughput, BestOnTest)  # default callbacks whose work the runner does itself
 _TRAINING, _ATTACK = 4, 5  # keep a client's draws apart from those of fedavg.py
-_READ_TOGETHER = 4096
-REFUSED = {
-    "several_optimizers": "a client has one optimizer",
-    "whole_batch": "it compares all samples of a global batch, and clients must not see each other's",
-    "average": "its target is an average over steps, and clients begin anew in each round",
-}
 
 
 class Runner:
@@ -64,7 +58,7 @@ class Runner:
         self.checkpoint: Checkpoint = self._callback(Checkpoint)
         self.checkpoint.best = checkpoint.best_of(run_dir)
         self.watchdog: HangWatchdog | None = self._callback(HangWatchdog)
-        self.labels, self.clients = dealt(train_set, federation, self.seed)
+        self.labels, self.clients = dealt(train_set, federation.partition, federation.num_clients, self.seed)
         self.round, self.rounds = 0, trainer.max_steps
         self.last: dict[str, float] = {}
         self.samples_seen, self.train_seconds = 0, 0.0
@@ -268,7 +262,7 @@ class Runner:
     def _show_start(self) -> None:
         """Draw who holds what, and what the server can read."""
         if self.federation.partition.needs_labels and group.rank() == 0:
-            save(_clients_figure(self.labels, self.clients), self.run_dir, "clients.png")
+            save(clients_figure(self.labels, self.clients), self.run_dir, "clients.png")
         if self.federation.attack:
             errors = self._attack()
             self._record({f"attack/{name}": value for name, value in errors.items()})
@@ -379,72 +373,8 @@ class Runner:
         return next((c for c in self.trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
 
 
-def check_task(task: Task, train_set: BatchDataset, federation: FedAvg) -> None:
-    """Whether clients can train this.
-
-    Raises:
-        ValueError: they cannot; the reason is in the message.
-    """
-    name = type(task).__name__
-    for need, why in REFUSED.items():
-        if need in task.needs:
-            raise ValueError(f"federation cannot serve {name}: {why}")
-    if type(task).carried is not Task.carried:
-        raise ValueError(f"federation cannot serve {name}, which carries a state from step to step: clients forget all")
-    norms = {type(module) for module in task.model_builder.on_meta().modules()}
-    if SyncBatchNorm in norms:
-        raise ValueError("federation cannot serve norm=sync_batch, which lets clients see each other: take norm=group")
-    if BatchNorm in norms and federation.privacy is not None:
-        raise ValueError(
-            "federation.privacy covers what is trained, and not norm=batch's running statistics: take norm=group"
-        )
-    if not getattr(train_set, "shuffled", True):
-        raise ValueError(
-            "federation deals single samples out to clients, but the order of this data means something; take data "
-            "whose samples stand alone (data.order=shuffled)"
-        )
-    if federation.attack:
-        first_linear(task.model_builder.on_meta())
-
-
-def dealt(train_set: BatchDataset, federation: FedAvg, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """(Labels of the training samples or zeros (N,), indices of each client's).
-
-    Raises:
-        ValueError: the partition needs labels, and the data has none.
-    """
-    every = np.arange(len(train_set))
-    labels = np.zeros(len(every), np.int64)
-    if federation.partition.needs_labels:
-        for first in range(0, len(every), _READ_TOGETHER):
-            batch = train_set.__getitems__(every[first : first + _READ_TOGETHER])
-            if "y" not in batch or batch["y"].is_floating_point():
-                raise ValueError(
-                    f"federation/partition={type(federation.partition).__name__.lower()} divides by class, but this "
-                    "data has no class labels y; take federation/partition=iid"
-                )
-            labels[first : first + _READ_TOGETHER] = batch["y"].numpy()
-    return labels, federation.partition(labels, federation.num_clients, seed)
-
-
 def mean_of(reports: dict[int, dict[str, float]]) -> dict[str, float]:
     """Means by name over reports, weighted by their `samples`, in the order they have."""
     total = sum(report["samples"] for report in reports.values())
     names = [name for name in next(iter(reports.values()), {}) if name != "samples"]
     return {name: sum(r[name] * r["samples"] for r in reports.values()) / total for name in names}
-
-
-def _clients_figure(labels: np.ndarray, clients: list[np.ndarray]) -> Figure:
-    """How many samples of each class each client holds."""
-    classes = np.unique(labels)
-    counts = np.stack([[(labels[indices] == label).sum() for label in classes] for indices in clients])  # (K, classes)
-    figure = Figure(figsize=(6, 0.8 + 0.25 * min(len(clients), 40)), layout="constrained")
-    axes, left = figure.add_subplot(), np.zeros(len(clients))
-    for column, label in enumerate(classes):
-        axes.barh(np.arange(len(clients)), counts[:, column], left=left, label=str(label), color=f"C{column % 10}")
-        left += counts[:, column]
-    axes.set(xlabel="training samples", ylabel="client", title="what each client holds, by class")
-    axes.invert_yaxis()
-    if len(classes) <= 10:
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
-    return figure

@@ -14,10 +14,10 @@ from scaledl.config.validate import ConfigError
 from scaledl.data.augment import RandomCrop
 from scaledl.distributed.parallelize import ModelBuilder
 from scaledl.federated.aggregate import Plain
+from scaledl.federated.check import check_task
 from scaledl.federated.fedavg import FedAvg
 from scaledl.federated.partition import IID
 from scaledl.federated.privacy import ClientPrivacy
-from scaledl.federated.runner import check_task
 from scaledl.loggers import jsonl
 from scaledl.models.cnn import CNN
 from scaledl.tasks.base import Task

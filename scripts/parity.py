@@ -167,7 +167,7 @@ def of_ranks(config: DictConfig) -> Iterator[tuple[str, tuple[Any, Any]]]:
             here = f"{path}.{key}" if path else str(key)
             if isinstance(value, dict | list):
                 yield from walk(value, here)
-            elif value and any(word in str(key) for word in RANDOM):
+            elif value and key != "label_dropout" and any(word in str(key) for word in RANDOM):
                 yield here, (value, 0.0)
             elif (key, value) == ("norm", "batch"):
                 yield here, (value, "sync_batch")

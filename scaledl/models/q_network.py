@@ -1,5 +1,7 @@
 """The value of each action in a state (Mnih et al. 2015)."""
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from scaledl.models.mlp import MLP, Activation
@@ -11,6 +13,8 @@ class QNetwork(nn.Module):
     Args:
         dueling: one more output is the state's value, and the others are what an action adds to it, less their mean
             (Wang et al. 2016, eq. 9).
+        norm: "layer" keeps values of states that were not seen within bounds, and so learning steady (Gallici et al.
+            2024, arXiv:2407.04811).
     """
 
     block_types = ()
@@ -22,10 +26,11 @@ class QNetwork(nn.Module):
         hidden_dims: list[int],
         activation: Activation = "relu",
         dueling: bool = False,
+        norm: Literal["none", "layer"] = "none",
     ) -> None:
         super().__init__()
         self.dueling = dueling
-        self.net = MLP(in_dim, hidden_dims, num_actions + dueling, activation)
+        self.net = MLP(in_dim, hidden_dims, num_actions + dueling, activation, norm=norm)
 
     def forward(self, obs: Tensor) -> Tensor:
         q = self.net(obs.to(self.net.out.weight.dtype))

@@ -31,11 +31,10 @@ class QNetwork(nn.Module):
         super().__init__()
         self.dueling = dueling
         self.net = MLP(in_dim, hidden_dims, num_actions + dueling, activation, norm=norm)
-
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Linear's own U(-1, 1) / sqrt(fan_in), smaller than He et al.'s: values that begin large are long in sinking."""
+        """Linear's own U(-1, 1) / sqrt(fan_in): He et al.'s values begin large, and are long in sinking."""
         for layer in self.net.modules():
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()

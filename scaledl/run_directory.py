@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from scaledl import atomic
 
-RESOLVED, LINKED, SUMMARY = "config.yaml", "composed.yaml", "summary.json"
+RESOLVED, LINKED, SUMMARY, MODEL = "config.yaml", "composed.yaml", "summary.json", "model.txt"
 
 # What decides the numbers of a run; the rest (length, saving, logging, batches' split, ranks) may change on the way.
 _FIXED = ("model", "task", "data", "optimizer", "scheduler", "seed", "federation")

@@ -155,6 +155,14 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--prompt", help="of a language model: a text in the place of samples")
     explain.add_argument("--output", type=Path, metavar="FILE", help="default: explain.html in the run directory")
     explain.add_argument("--seed", type=_number(int, 0), default=0)
+    report = verbs.add_parser("report", help="curves, settings and pictures of runs, or a sweep, as one page of HTML")
+    report.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run directories, a folder of runs, or a sweep"
+    )
+    report.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in what holds the runs")
+    report.add_argument(
+        "--config-dir", "-cd", action="append", default=[], metavar="FOLDER", help="a conf/ folder with your dashboards"
+    )
     launch = verbs.add_parser(
         "launch",
         usage=LAUNCH_HELP,
@@ -282,6 +290,13 @@ def _explain(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _report_runs(arguments: argparse.Namespace) -> int:
+    from scaledl.report import report
+
+    print(report(arguments.runs, arguments.output, _folders(arguments)))
+    return 0
+
+
 def _launch(arguments: argparse.Namespace) -> int:
     from scaledl import launch
 
@@ -344,6 +359,7 @@ _VERBS = {
     "evaluate": _evaluate,
     "generate": _generate,
     "explain": _explain,
+    "report": _report_runs,
     "launch": _launch,
     "list": _list,
 }

@@ -12,7 +12,7 @@ from scaledl.loggers.drawn import TEXTS, Drawn, Watched
 
 
 class TensorBoard(RunLogger, TensorBoardLogger):
-    """Writes into `run_dir/tensorboard`; an attempt that goes on takes back what a killed one logged after that step."""
+    """Writes into `run_dir/tensorboard`; an attempt that goes on takes back what came after its step."""
 
     def __init__(self, run_dir: str):
         super().__init__(save_dir=run_dir, name="tensorboard", version="")
@@ -44,4 +44,6 @@ class TensorBoard(RunLogger, TensorBoardLogger):
             self.experiment.add_text(each.name, "\n".join(f"    {line}" for line in lines), step)
         elif each.path.suffix == ".png":
             pixels = matplotlib.image.imread(each.path)
-            self.experiment.add_image(each.name, pixels[..., :3] if pixels.ndim == 3 else pixels[..., None], step, dataformats="HWC")
+            self.experiment.add_image(
+                each.name, pixels[..., :3] if pixels.ndim == 3 else pixels[..., None], step, dataformats="HWC"
+            )

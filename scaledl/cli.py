@@ -136,6 +136,20 @@ def _parser() -> argparse.ArgumentParser:
         "prepare", parents=[composed], help="bring an experiment's data onto this machine, and no more"
     )
     prepare.add_argument("overrides", nargs="*")
+    find_lr = verbs.add_parser(
+        "find-lr", parents=[composed], help="train a little with growing learning rates, and suggest one"
+    )
+    find_lr.add_argument("overrides", nargs="*")
+    find_lr.add_argument("--min-lr", type=_number(float, 0), default=1e-6, metavar="LR", help="default: 1e-6")
+    find_lr.add_argument("--max-lr", type=_number(float, 0), default=1.0, metavar="LR", help="default: 1")
+    find_lr.add_argument("--steps", type=_number(int, 10), default=100, metavar="N", help="default: 100")
+    find_batch = verbs.add_parser(
+        "find-batch", parents=[composed], help="which data.micro_batch_size fits into memory, and which is fastest"
+    )
+    find_batch.add_argument("overrides", nargs="*")
+    find_batch.add_argument("--steps", type=_number(int, 1), default=5, metavar="N", help="timed ones of each size")
+    find_batch.add_argument("--measure", type=int, help=argparse.SUPPRESS)  # this one size, for the process above it
+    find_batch.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     evaluate = verbs.add_parser("evaluate", parents=[of_run], help="metrics of a trained run")
     evaluate.add_argument("text", type=Path, nargs="?", help="a text file, for a language model")
     generate = verbs.add_parser("generate", parents=[of_run], help="let a language model write")
@@ -248,6 +262,28 @@ def _prepare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _find_lr(arguments: argparse.Namespace) -> int:
+    folders = _folders(arguments)
+    from scaledl.tune.find_lr import find_lr
+
+    bounds = arguments.min_lr, arguments.max_lr
+    find_lr(arguments.overrides, folders, _allowed(arguments), *bounds, arguments.steps)
+    return 0
+
+
+def _find_batch(arguments: argparse.Namespace) -> int:
+    folders, words, allowed = _folders(arguments), arguments.overrides, _allowed(arguments)
+    if arguments.measure is not None:
+        from scaledl.tune.measure import measure
+
+        measure(words, folders, allowed, arguments.measure, arguments.steps, arguments.result)
+        return 0
+    from scaledl.tune.find_batch import find_batch
+
+    find_batch(words, folders, allowed, arguments.steps)
+    return 0
+
+
 def _evaluate(arguments: argparse.Namespace) -> int:
     from scaledl.evaluate import evaluate
 
@@ -356,6 +392,8 @@ _VERBS = {
     "resume": _resume,
     "show": _show,
     "prepare": _prepare,
+    "find-lr": _find_lr,
+    "find-batch": _find_batch,
     "evaluate": _evaluate,
     "generate": _generate,
     "explain": _explain,

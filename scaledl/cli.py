@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     find_batch.add_argument("overrides", nargs="*")
     find_batch.add_argument("--steps", type=_number(int, 1), default=5, metavar="N", help="timed ones of each size")
-    find_batch.add_argument("--measure", type=int, help=argparse.SUPPRESS)  # this one size, for the process above it
+    find_batch.add_argument("--measure", type=int, action="append", help=argparse.SUPPRESS)  # for the process above
     find_batch.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     evaluate = verbs.add_parser("evaluate", parents=[of_run], help="metrics of a trained run")
     evaluate.add_argument("text", type=Path, nargs="?", help="a text file, for a language model")

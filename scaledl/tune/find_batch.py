@@ -1,9 +1,10 @@
 """`scaledl find-batch`: how many samples a forward pass can take, and with how many it is fastest."""
 
 import json
+import signal
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -15,22 +16,13 @@ from scaledl import atomic
 from scaledl.callbacks.predictions import save
 from scaledl.config.rules import micro_batch_of
 from scaledl.distributed import group
+from scaledl.loggers.lines import read
 from scaledl.train import composed
 from scaledl.tune import trial
+from scaledl.tune.size import Size, best
 
-CLOSE = 0.95  # of the best speed, at which a smaller size is preferred: it leaves memory to spare
-_NO_MEMORY = ("out of memory", "OutOfMemoryError", "can't allocate memory", "not enough memory")
-
-
-@dataclass
-class Size:
-    """What came of a micro-batch size; nulls and a reason where it did not run."""
-
-    size: int
-    samples_per_second: float | None = None
-    memory: float | None = None
-    memory_there: float | None = None
-    reason: str = ""
+NO_MEMORY = "out of memory"
+_ITS_SIGNS = (NO_MEMORY, "OutOfMemoryError", "can't allocate memory", "not enough memory")
 
 
 def find_batch(words: list[str], folders: list[Path], allowed: list[str], num_steps: int) -> int:
@@ -43,24 +35,21 @@ def find_batch(words: list[str], folders: list[Path], allowed: list[str], num_st
         ValueError: no size runs; the reason of the first is given.
     """
     config = composed(words, folders, allowed)
-    board, tried = trial.board(), list[Size]()
-    command = [sys.executable, "-m", "scaledl", "find-batch"]
-    command += [word for folder in folders[:-1] for word in ("--config-dir", str(folder))]  # the last is ours
-    command += [word for package in allowed for word in ("--allow", package)]
+    wanted, board = sizes(config), trial.board()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # which ends the process below, too
     with tempfile.TemporaryDirectory() as scratch:
-        for size in sizes(config):
-            if tried and _would_not_fit(tried[-1]):
-                tried.append(Size(size, reason="not tried: twice the memory of the size before is not there"))
-                break
-            result = Path(scratch) / f"{size}.json"
-            measure = [*command, "--steps", str(num_steps), "--measure", str(size), "--result", str(result), *words]
-            ended = trial.run(measure, f"find_batch/{size}", board, Path(scratch) / f"{size}.txt")
-            mine = json.dumps(_outcome(size, ended, result))
-            if group.rank() == 0:
-                board.set(f"find_batch/{size}/outcome", mine)
-            tried.append(Size(**json.loads(board.get(f"find_batch/{size}/outcome"))))
-            if tried[-1].reason.startswith("out of memory"):
-                break
+        result = Path(scratch) / "sizes.jsonl"
+        command = [sys.executable, "-m", "scaledl", "find-batch", "--steps", str(num_steps), "--result", str(result)]
+        command += [word for size in wanted for word in ("--measure", str(size))]
+        command += [word for folder in folders[:-1] for word in ("--config-dir", str(folder))]  # the last is ours
+        command += [word for package in allowed for word in ("--allow", package)]
+        ended = trial.run([*command, *words], "find_batch", board, Path(scratch) / "output.txt")
+        if group.rank() == 0:
+            board.set("find_batch/found", json.dumps(read(result)))
+    tried = [Size(**each) for each in json.loads(board.get("find_batch/found"))]
+    left = [size for size in wanted if size not in {each.size for each in tried}]
+    if left:
+        tried.append(Size(left[0], reason=_reason(ended)))
     chosen = best(tried)
     if group.rank() == 0:
         _write(Path(config.run_dir), tried, chosen, config)
@@ -75,35 +64,15 @@ def sizes(config: DictConfig) -> list[int]:
     return sorted({micro_batch_of(share, size) for size in [*powers, share]})
 
 
-def best(tried: list[Size]) -> int:
-    """The smallest size that is nearly as fast as the fastest.
-
-    Raises:
-        ValueError: none ran.
-    """
-    speeds = {each.size: each.samples_per_second for each in tried if each.samples_per_second}
-    if not speeds:
-        raise ValueError(f"no micro-batch runs; of {tried[0].size} samples: {tried[0].reason}")
-    return min(size for size, speed in speeds.items() if speed >= CLOSE * max(speeds.values()))
-
-
-def _outcome(size: int, ended: trial.Ended, result: Path) -> dict:
+def _reason(ended: trial.Ended) -> str:
+    """Why the sizes after the last one that ran did not."""
     if ended.code == 0:
-        return {"size": size, **(json.loads(result.read_text()) if group.rank() == 0 else {})}
-    words = [line for line in ended.words.splitlines() if line.strip()]
-    if ended.code == -9 or any(sign in ended.words for sign in _NO_MEMORY):
-        return {"size": size, "reason": "out of memory"}
-    said = [line.removeprefix("scaledl: ") for line in words if line.startswith("scaledl: ")] or words[-1:]
-    return {"size": size, "reason": (said or [f"exit code {ended.code}"])[-1]}
-
-
-def _would_not_fit(last: Size) -> bool:
-    """On a host, where what does not fit slows down everything, a size is not tried that would take all memory."""
-    import torch
-
-    if torch.cuda.is_available() or last.memory is None or last.memory_there is None:
-        return False
-    return 2 * last.memory > last.memory_there
+        return "not tried: it may take twice the memory of the size before, which is not there"
+    if ended.code == -signal.SIGKILL or any(sign in ended.words for sign in _ITS_SIGNS):
+        return NO_MEMORY
+    lines = [line for line in ended.words.splitlines() if line.strip()]
+    said = [line.removeprefix("scaledl: ") for line in lines if line.startswith("scaledl: ")] or lines[-1:]
+    return (said or [f"exit code {ended.code}"])[-1]
 
 
 def _write(run_dir: Path, tried: list[Size], chosen: int, config: DictConfig) -> None:
@@ -139,7 +108,7 @@ def _figure(tried: list[Size], chosen: int) -> Figure:
     memory.set_ylabel("most memory of a rank, MiB", color="tab:orange")
     memory.set_ylim(0, None)
     for each in tried:
-        if each.reason.startswith("out of memory"):
+        if each.reason == NO_MEMORY:
             axes.axvline(each.size, color="tab:red", linestyle=":", label=f"out of memory: {each.size}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")

@@ -177,6 +177,14 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--config-dir", "-cd", action="append", default=[], metavar="FOLDER", help="a conf/ folder with your dashboards"
     )
+    dashboard = verbs.add_parser(
+        "dashboard", parents=[composed], help="the curves of a family as a Weights & Biases workspace"
+    )
+    dashboard.add_argument("families", nargs="*", metavar="FAMILY", help="default: all")
+    dashboard.add_argument("--push", action="store_true", help="make it a saved view in your account")
+    dashboard.add_argument("--output", type=Path, metavar="FILE", help="write what would be pushed, as JSON")
+    dashboard.add_argument("--project", default="scaledl")
+    dashboard.add_argument("--entity", help="a team; default: the account's own")
     launch = verbs.add_parser(
         "launch",
         usage=LAUNCH_HELP,
@@ -333,6 +341,19 @@ def _report_runs(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _dashboard(arguments: argparse.Namespace) -> int:
+    from scaledl import dashboard
+
+    chosen, folders = arguments.families, _folders(arguments)
+    if arguments.output:
+        dashboard.write(chosen, folders, arguments.project, arguments.output)
+    if arguments.push:
+        print("\n".join(dashboard.push(chosen, folders, arguments.project, arguments.entity)))
+    if not arguments.push and not arguments.output:
+        dashboard.show(chosen, folders)
+    return 0
+
+
 def _launch(arguments: argparse.Namespace) -> int:
     from scaledl import launch
 
@@ -398,6 +419,7 @@ _VERBS = {
     "generate": _generate,
     "explain": _explain,
     "report": _report_runs,
+    "dashboard": _dashboard,
     "launch": _launch,
     "list": _list,
 }

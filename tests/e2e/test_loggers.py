@@ -68,7 +68,14 @@ def test_wandb_offline_holds_metrics_config_and_pictures(scaledl, tmp_path: Path
 
 def test_a_kill_costs_wandb_a_second_and_the_next_attempt_joins_the_curve(scaledl, environment, tmp_path: Path) -> None:
     log = tmp_path / RUN / "metrics.jsonl"
-    words = ["train", "experiment=mlp/circles", "run_id=a", "logger=wandb", "checkpoint.every_n_steps=100", "scheduler=constant"]
+    words = [
+        "train",
+        "experiment=mlp/circles",
+        "run_id=a",
+        "logger=wandb",
+        "checkpoint.every_n_steps=100",
+        "scheduler=constant",
+    ]
     words += ["trainer.max_steps=1000000", "trainer.val_check_interval=1000000"]
     running = subprocess.Popen([*COMMAND, *words], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
     try:

@@ -33,7 +33,7 @@ def sections_with_data(sections: list[Section], runs: list[Run]) -> tuple[list[S
 def data(sections: list[Section], runs: list[Run]) -> str:
     """JSON that may stand inside a script element."""
     charts = {
-        place(section, panel): {"log": panel.log or _wide(series), "series": series}
+        place(section, panel): {"log": panel.log or (panel.metrics != ("lr",) and _wide(series)), "series": series}
         for section in sections
         for panel in section.panels
         if (series := _series(panel, runs))

@@ -3,11 +3,10 @@
 import time
 from collections.abc import Callable, Iterable
 from html import escape
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from scaledl.html_page import cell, page, png_uri, section, table
+from scaledl.html_page import cell, page, png_uri, row, section, table
 from scaledl.loggers.drawn import TEXTS, Drawn
 from scaledl.reporting import charts
 from scaledl.reporting.dashboard import Section
@@ -15,13 +14,14 @@ from scaledl.reporting.runs import Run, differences
 
 _HERE = Path(__file__).parent
 NUM_COLOURS = 8
+DRAWN_HERE = {"plots/curves"}  # the page's own charts show more
 MOST_STEPS = 8  # of pictures drawn again and again: the first, the last and some between
 
 
 def build(runs: list[Run], sections: list[Section]) -> str:
     shown, more = charts.sections_with_data(sections, runs)
-    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     experiments = dict.fromkeys(str(run.config.get("experiment")) for run in runs)
+    title = f"{next(iter(experiments))}/{runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs"
     facts = {
         "experiment" if len(experiments) == 1 else "experiments": ", ".join(experiments),
         "written": time.strftime("%Y-%m-%d %H:%M"),
@@ -90,24 +90,30 @@ def _settings(runs: list[Run]) -> str:
         rows, words = {}, ""
     else:
         rows, equal = differences(runs)
-        words = f"{len(rows)} settings differ, {equal} are equal."
-    differing = _table_of_runs(runs, {k: [f"<code>{escape(v)}</code>" for v in row] for k, row in rows.items()})
+        words = f"{len(rows)} {'setting differs' if len(rows) == 1 else 'settings differ'}, {equal} are equal."
+    differing = _table_of_runs(runs, {k: [f"<code>{escape(v)}</code>" for v in values] for k, values in rows.items()})
     whole = "".join(_folded(f"config.yaml of {run.name}", _text(run.path / "config.yaml")) for run in runs)
     models = "".join(_folded(f"Modules of {run.name}", f"<pre>{escape(run.model)}</pre>") for run in runs if run.model)
     return section("Settings", words, differing if rows else "", whole, models)
 
 
 def _drawn(runs: list[Run]) -> Iterable[str]:
-    """A section of what was drawn at steps, and one of what was drawn once."""
+    """A section of what was drawn at steps, and one of what was drawn once; the same picture of all runs together."""
     words = {
         "samples": "What the model made as it learned; the slider goes through the steps.",
         "plots": "What was drawn of the run, as <code>plots/</code> holds it.",
     }
     for folder, heading in (("samples", "Samples"), ("plots", "Pictures")):
-        found = [(run, name, list(each)) for run in runs for name, each in groupby(run.drawn, lambda each: each.name)]
-        cards = [_card(run, name, each, runs) for run, name, each in found if name.startswith(folder)]
-        if cards:
-            yield section(heading, words[folder], f'<div class="pictures">{"".join(cards)}</div>')
+        names = sorted({each.name for run in runs for each in run.drawn if each.name.startswith(folder)} - DRAWN_HERE)
+        grids = []
+        for name in names:
+            of_runs = [(run, [each for each in run.drawn if each.name == name]) for run in runs]
+            grids.append([_card(run, name, found, runs) for run, found in of_runs if found])
+        if len(runs) == 1:
+            grids = [[card for grid in grids for card in grid]]
+        if names:
+            kind = "pictures" if len(runs) > 1 else "pictures large"
+            yield section(heading, words[folder], *(row(grid, kind) for grid in grids))
 
 
 def _card(run: Run, name: str, found: list[Drawn], runs: list[Run]) -> str:

@@ -120,11 +120,11 @@ class Chart {
     const xs = shown.flatMap(series => series.xs), ys = shown.flatMap(series => [...series.ys, ...series.values]);
     const [left, right] = [Math.min(...xs), Math.max(...xs)];
     let [low, high] = [Math.min(...ys), Math.max(...ys)];
-    if (low === high) { const room = Math.abs(low) * 0.1 || 1; low -= room; high += room; if (this.log && low <= 0) low = high / 2; }
+    if (low === high) { const room = Math.abs(low) * 0.1; low -= room; high += room || 1; }
     else if (!this.log) { const room = (high - low) * 0.04; if (low < 0 || low - room > 0) low -= room; high += room; }
     const x = scale(left, right, LEFT, width - RIGHT, false), y = scale(low, high, HEIGHT - BOTTOM, TOP, this.log);
     const picture = svg("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, height: HEIGHT, role: "img", "aria-label": this.card.dataset.chart }, this.body);
-    for (const tick of this.log ? powers(low, high) : steps(low, high, 4)) {
+    for (const tick of this.log ? powers(low, high) : steps(low, high, 5)) {
       svg("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(tick), y2: y(tick) }, picture);
       svg("text", { x: LEFT - 6, y: y(tick) + 4, "text-anchor": "end" }, picture, short(tick));
     }

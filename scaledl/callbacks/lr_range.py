@@ -56,9 +56,9 @@ def smoothed(losses: list[float], amount: float = SMOOTHING) -> list[float]:
 
 
 def suggestion(rates: list[float], losses: list[float]) -> float | None:
-    """The rate at which the smoothed loss falls fastest, over a tenth of the range; None where it does not fall."""
+    """The rate at which the smoothed loss falls fastest, over a fifth of the range; None where it does not fall."""
     path = [value for value in smoothed(losses) if math.isfinite(value)]
-    reach = max(2, len(rates) // 20)
+    reach = max(3, len(rates) // 10)
     last = min(range(len(path)), key=path.__getitem__) if path else 0
     falls = {
         at: (path[at + reach] - path[at - reach]) / math.log(rates[at + reach] / rates[at - reach])

@@ -26,6 +26,7 @@ After `train` comes Hydra's override grammar: group=choice takes a file of conf/
 
 LAUNCH_HELP = """\
 scaledl launch local --ranks 2 [--dry-run] -- train experiment=<family>/<name> [key=value ...]
+       (also resume, find-lr, find-batch)
        scaledl launch slurm --nodes 4 --gpus-per-node 8 --time 24:00:00 [--dry-run] [sbatch's options] -- train ...
 
 Prints what a person would have typed, torchrun or sbatch, and runs it once the config is right. For Slurm the config is
@@ -54,7 +55,8 @@ def run(words: list[str], debug: bool) -> int:
         words, launched = words[: words.index("--")], words[words.index("--") + 1 :]
     arguments, more = parser.parse_known_args(words)
     if arguments.verb == "launch":
-        if launched[:1] not in (["train"], ["resume"]) or (arguments.where == "local" and more):
+        starts = ("train", "resume", *(("find-lr", "find-batch") if arguments.where == "local" else ()))
+        if not launched or launched[0] not in starts or (arguments.where == "local" and more):
             parser.error(f"see `scaledl launch --help`{': unknown ' + ' '.join(more) if launched else ''}")
         arguments.command, arguments.sbatch, more = launched, more, []
     if more and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in more)):

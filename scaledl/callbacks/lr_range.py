@@ -1,6 +1,7 @@
 """The learning rate grows from step to step until the loss does, too (Smith 2017, "LR range test")."""
 
 import math
+from statistics import median
 from typing import Any
 
 import lightning.pytorch as pl
@@ -56,10 +57,18 @@ def smoothed(losses: list[float], amount: float = SMOOTHING) -> list[float]:
 
 
 def suggestion(rates: list[float], losses: list[float]) -> float | None:
-    """The rate at which the smoothed loss falls fastest, over a fifth of the range; None where it does not fall."""
+    """The rate at which the smoothed loss falls fastest, over a fifth of the range; None where it does not fall.
+
+    A fall that is no larger than the steps' own noise is none.
+    """
     path = [value for value in smoothed(losses) if math.isfinite(value)]
+    if not path:
+        return None
     reach = max(3, len(rates) // 10)
-    last = min(range(len(path)), key=path.__getitem__) if path else 0
+    last = min(range(len(path)), key=path.__getitem__)
+    noise = median(abs(loss - value) for loss, value in zip(losses, path, strict=False))
+    if max(path[reach : last + 1], default=path[last]) - path[last] < 4 * noise:
+        return None
     falls = {
         at: (path[at + reach] - path[at - reach]) / math.log(rates[at + reach] / rates[at - reach])
         for at in range(reach, min(last, len(path) - reach))

@@ -1,4 +1,5 @@
 import math
+import random
 from functools import partial
 from typing import Any
 
@@ -53,6 +54,14 @@ def test_the_suggestion_is_where_a_curve_falls_fastest() -> None:
     found = suggestion(rates, losses)
     assert found is not None
     assert middle < found < 10 * middle  # a moving average is late
+
+
+def test_noise_is_no_fall() -> None:
+    draw = random.Random(0)
+    assert (
+        suggestion([10 ** (-6 + step / 10) for step in range(60)], [0.7 + draw.gauss(0, 0.02) for _ in range(60)])
+        is None
+    )
 
 
 @pytest.mark.parametrize("losses", [[1.0] * 50, [float(step) for step in range(50)], [math.nan] * 50, []])

@@ -142,7 +142,7 @@ def trainer(
     return instantiate(
         config.trainer,
         max_epochs=-1,
-        val_check_interval=config.trainer.val_check_interval * data.accumulation,
+        val_check_interval=config.trainer.val_check_interval * (1 if config.get("federation") else data.accumulation),
         limit_val_batches=1.0 if validates else 0,
         check_val_every_n_epoch=None,
         accumulate_grad_batches=data.accumulation,

@@ -1,5 +1,6 @@
 """`scaledl report`: runs, or a sweep, as one page of HTML that opens anywhere."""
 
+import os
 from pathlib import Path
 
 from scaledl import atomic
@@ -40,5 +41,5 @@ def _home(runs: list[Path]) -> Path:
     """The run's directory, or the innermost folder that holds all of several."""
     if len(runs) == 1:
         return runs[0]
-    shared = set.intersection(*(set(run.resolve().parents) for run in runs))
-    return max(shared, key=lambda folder: len(folder.parts))
+    alike = runs if not any(run.is_absolute() for run in runs) else [run.resolve() for run in runs]
+    return Path(os.path.commonpath(alike))

@@ -51,5 +51,5 @@ def test_of_many_steps_the_first_and_the_last_are_among_those_shown(tmp_path: Pa
 
 def test_settings_that_differ_are_told(tmp_path: Path) -> None:
     text = build([make(tmp_path / "a", "a"), make(tmp_path / "b", "b")], [])
-    assert "1 settings differ, 1 are equal" in text
+    assert "1 setting differs, 1 are equal" in text
     assert "<th>optimizer.lr</th>" in text

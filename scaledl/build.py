@@ -108,27 +108,41 @@ def federation(config: DictConfig) -> FedAvg | None:
 
 
 def trainer(
-    config: DictConfig, run_dir: Path, data: Data, strategy: RunState, begin: InitFrom | None = None
+    config: DictConfig,
+    run_dir: Path,
+    data: Data,
+    strategy: RunState,
+    begin: InitFrom | None = None,
+    instead: list[pl.Callback] | None = None,
 ) -> pl.Trainer:
-    """Lightning's trainer over one endless epoch: the order of the data counts epochs itself."""
-    callbacks = [begin] if begin else []  # before those that look at weights
-    callbacks += [instantiate(node) for node in config.callbacks.values() if node]
-    callbacks += [instantiate(config.checkpoint), BestOnTest()]
+    """Lightning's trainer over one endless epoch: the order of the data counts epochs itself.
+
+    Args:
+        instead: of the config's callbacks, for a training that is tried out: none logs, evaluates or saves then.
+    """
+    callbacks: list[Any] = [begin] if begin else []  # before those that look at weights
+    if instead is None:
+        callbacks += [instantiate(node) for node in config.callbacks.values() if node]
+        callbacks += [instantiate(config.checkpoint), BestOnTest()]
+    else:
+        callbacks += instead
     callbacks.sort(key=lambda callback: isinstance(callback, Preemption))  # last: what it stops is logged and saved
     for callback in callbacks:
         if hasattr(callback, "run_dir"):
             callback.run_dir = run_dir
     val_set, limit = data.split("val"), config.trainer.limit_val_batches
-    validates = val_set is not None and limit != 0
+    validates = val_set is not None and limit != 0 and instead is None
     if val_set is not None:  # Lightning's own limit is for each rank
         share = max(1, int(limit * -(-len(val_set) // data.eval_batch_size)))
         data.limit_val_batches = limit if isinstance(limit, int) else share
-    loggers = [JsonlLogger(run_dir / "metrics.jsonl")]
-    loggers += [instantiate(node) for node in (config.logger or {}).values() if node]
+    loggers: list[Any] = []
+    if instead is None:
+        loggers = [JsonlLogger(run_dir / "metrics.jsonl")]
+        loggers += [instantiate(node) for node in (config.logger or {}).values() if node]
     return instantiate(
         config.trainer,
         max_epochs=-1,
-        val_check_interval=config.trainer.val_check_interval * data.accumulation,
+        val_check_interval=config.trainer.val_check_interval * (1 if config.get("federation") else data.accumulation),
         limit_val_batches=1.0 if validates else 0,
         check_val_every_n_epoch=None,
         accumulate_grad_batches=data.accumulation,

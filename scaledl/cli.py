@@ -26,6 +26,7 @@ After `train` comes Hydra's override grammar: group=choice takes a file of conf/
 
 LAUNCH_HELP = """\
 scaledl launch local --ranks 2 [--dry-run] -- train experiment=<family>/<name> [key=value ...]
+       (also resume, find-lr, find-batch)
        scaledl launch slurm --nodes 4 --gpus-per-node 8 --time 24:00:00 [--dry-run] [sbatch's options] -- train ...
 
 Prints what a person would have typed, torchrun or sbatch, and runs it once the config is right. For Slurm the config is
@@ -54,7 +55,8 @@ def run(words: list[str], debug: bool) -> int:
         words, launched = words[: words.index("--")], words[words.index("--") + 1 :]
     arguments, more = parser.parse_known_args(words)
     if arguments.verb == "launch":
-        if launched[:1] not in (["train"], ["resume"]) or (arguments.where == "local" and more):
+        starts = ("train", "resume", *(("find-lr", "find-batch") if arguments.where == "local" else ()))
+        if not launched or launched[0] not in starts or (arguments.where == "local" and more):
             parser.error(f"see `scaledl launch --help`{': unknown ' + ' '.join(more) if launched else ''}")
         arguments.command, arguments.sbatch, more = launched, more, []
     if more and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in more)):
@@ -136,6 +138,20 @@ def _parser() -> argparse.ArgumentParser:
         "prepare", parents=[composed], help="bring an experiment's data onto this machine, and no more"
     )
     prepare.add_argument("overrides", nargs="*")
+    find_lr = verbs.add_parser(
+        "find-lr", parents=[composed], help="train a little with growing learning rates, and suggest one"
+    )
+    find_lr.add_argument("overrides", nargs="*")
+    find_lr.add_argument("--min-lr", type=_number(float, 0), default=1e-6, metavar="LR", help="default: 1e-6")
+    find_lr.add_argument("--max-lr", type=_number(float, 0), default=1.0, metavar="LR", help="default: 1")
+    find_lr.add_argument("--steps", type=_number(int, 10), default=100, metavar="N", help="default: 100")
+    find_batch = verbs.add_parser(
+        "find-batch", parents=[composed], help="which data.micro_batch_size fits into memory, and which is fastest"
+    )
+    find_batch.add_argument("overrides", nargs="*")
+    find_batch.add_argument("--steps", type=_number(int, 1), default=5, metavar="N", help="timed ones of each size")
+    find_batch.add_argument("--measure", type=int, action="append", help=argparse.SUPPRESS)  # for the process above
+    find_batch.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     evaluate = verbs.add_parser("evaluate", parents=[of_run], help="metrics of a trained run")
     evaluate.add_argument("text", type=Path, nargs="?", help="a text file, for a language model")
     generate = verbs.add_parser("generate", parents=[of_run], help="let a language model write")
@@ -155,6 +171,22 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--prompt", help="of a language model: a text in the place of samples")
     explain.add_argument("--output", type=Path, metavar="FILE", help="default: explain.html in the run directory")
     explain.add_argument("--seed", type=_number(int, 0), default=0)
+    report = verbs.add_parser("report", help="curves, settings and pictures of runs, or a sweep, as one page of HTML")
+    report.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run directories, a folder of runs, or a sweep"
+    )
+    report.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in what holds the runs")
+    report.add_argument(
+        "--config-dir", "-cd", action="append", default=[], metavar="FOLDER", help="a conf/ folder with your dashboards"
+    )
+    dashboard = verbs.add_parser(
+        "dashboard", parents=[composed], help="the curves of a family as a Weights & Biases workspace"
+    )
+    dashboard.add_argument("families", nargs="*", metavar="FAMILY", help="default: all")
+    dashboard.add_argument("--push", action="store_true", help="make it a saved view in your account")
+    dashboard.add_argument("--output", type=Path, metavar="FILE", help="write what would be pushed, as JSON")
+    dashboard.add_argument("--project", default="scaledl")
+    dashboard.add_argument("--entity", help="a team; default: the account's own")
     launch = verbs.add_parser(
         "launch",
         usage=LAUNCH_HELP,
@@ -240,6 +272,28 @@ def _prepare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _find_lr(arguments: argparse.Namespace) -> int:
+    folders = _folders(arguments)
+    from scaledl.tune.find_lr import find_lr
+
+    bounds = arguments.min_lr, arguments.max_lr
+    find_lr(arguments.overrides, folders, _allowed(arguments), *bounds, arguments.steps)
+    return 0
+
+
+def _find_batch(arguments: argparse.Namespace) -> int:
+    folders, words, allowed = _folders(arguments), arguments.overrides, _allowed(arguments)
+    if arguments.measure is not None:
+        from scaledl.tune.measure import measure
+
+        measure(words, folders, allowed, arguments.measure, arguments.steps, arguments.result)
+        return 0
+    from scaledl.tune.find_batch import find_batch
+
+    find_batch(words, folders, allowed, arguments.steps)
+    return 0
+
+
 def _evaluate(arguments: argparse.Namespace) -> int:
     from scaledl.evaluate import evaluate
 
@@ -279,6 +333,26 @@ def _explain(arguments: argparse.Namespace) -> int:
         arguments.seed,
         _allowed(arguments),
     )
+    return 0
+
+
+def _report_runs(arguments: argparse.Namespace) -> int:
+    from scaledl.report import report
+
+    print(report(arguments.runs, arguments.output, _folders(arguments)))
+    return 0
+
+
+def _dashboard(arguments: argparse.Namespace) -> int:
+    from scaledl import dashboard
+
+    chosen, folders = arguments.families, _folders(arguments)
+    if arguments.output:
+        dashboard.write(chosen, folders, arguments.project, arguments.output)
+    if arguments.push:
+        print("\n".join(dashboard.push(chosen, folders, arguments.project, arguments.entity)))
+    if not arguments.push and not arguments.output:
+        dashboard.show(chosen, folders)
     return 0
 
 
@@ -341,9 +415,13 @@ _VERBS = {
     "resume": _resume,
     "show": _show,
     "prepare": _prepare,
+    "find-lr": _find_lr,
+    "find-batch": _find_batch,
     "evaluate": _evaluate,
     "generate": _generate,
     "explain": _explain,
+    "report": _report_runs,
+    "dashboard": _dashboard,
     "launch": _launch,
     "list": _list,
 }

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from scaledl import atomic
 
-RESOLVED, LINKED, SUMMARY = "config.yaml", "composed.yaml", "summary.json"
+RESOLVED, LINKED, SUMMARY, MODEL = "config.yaml", "composed.yaml", "summary.json", "model.txt"
 
 # What decides the numbers of a run; the rest (length, saving, logging, batches' split, ranks) may change on the way.
 _FIXED = ("model", "task", "data", "optimizer", "scheduler", "seed", "federation")
@@ -64,7 +64,7 @@ def load_config(run_dir: Path, name: str = RESOLVED) -> DictConfig:
 
 
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
-    atomic.write_text(run_dir / SUMMARY, json.dumps(_finite(summary), indent=2) + "\n")
+    atomic.write_text(run_dir / SUMMARY, json.dumps(finite(summary), indent=2) + "\n")
 
 
 def read_summary(run_dir: Path) -> dict[str, Any] | None:
@@ -85,8 +85,10 @@ def _decisive(config: Any) -> dict[str, Any]:
     return found
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no NaN and no infinity: they become null."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -36,7 +36,7 @@ def start_table(
         rows |= {"batch": f"{data.global_batch_size} of a client", "length": f"{steps:,} rounds; {clients}"}
     if resumed:
         rows["goes on from"] = f"step {step_of(resumed):,}"
-    return _table("scaledl train", rows)
+    return facts_table("scaledl train", rows)
 
 
 def final_table(summary: dict[str, Any], run_dir: Path, title: str) -> Table:
@@ -52,10 +52,10 @@ def final_table(summary: dict[str, Any], run_dir: Path, title: str) -> Table:
     rows["speed"] = ", ".join(f"{value:,.0f} {name.replace('_per_second', '/s')}" for name, value in speed.items())
     rows["time"] = f"{summary['total_seconds']:.0f} s in all, {summary['train_seconds'] or 0:.0f} s of training steps"
     rows["run directory"] = str(run_dir)
-    return _table(title, rows)
+    return facts_table(title, rows)
 
 
-def _table(title: str, rows: dict[str, str]) -> Table:
+def facts_table(title: str, rows: dict[str, Any]) -> Table:
     table = Table(title=title, show_header=False, title_justify="left")
     for name, value in rows.items():
         table.add_row(name, str(value))
@@ -64,4 +64,4 @@ def _table(title: str, rows: dict[str, str]) -> Table:
 
 def metrics_table(about: dict[str, str], metrics: dict[str, float]) -> Table:
     shown = {name: value for name, value in about.items() if value}
-    return _table("scaledl evaluate", shown | {name: f"{value:.4f}" for name, value in metrics.items()})
+    return facts_table("scaledl evaluate", shown | {name: f"{value:.4f}" for name, value in metrics.items()})

@@ -3,6 +3,8 @@
 import hashlib
 import importlib.metadata
 import logging
+import os
+import platform
 import resource
 import secrets
 import sys
@@ -32,6 +34,8 @@ from scaledl.distributed.state import RunState
 from scaledl.federated.check import check_task
 from scaledl.federated.runner import Runner
 from scaledl.loggers import jsonl
+from scaledl.loggers.base import RunLogger
+from scaledl.model_text import describe
 from scaledl.snapshot import commit_of_scaledl
 from scaledl.tables import final_table, start_table
 from scaledl.tasks.base import Task
@@ -117,13 +121,20 @@ def run(config: DictConfig) -> float | None:
 
     group.agreed(open_run)
     trainer = build.trainer(config, run_dir, data, strategy, begin)
-    for logger in trainer.loggers:
-        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
-    if trainer.is_global_zero:
-        console.print(start_table(config, data, num_parameters, trainer, resumed_from))
-
     federated = Runner(trainer, task, data, federation, run_dir) if federation else None
     summary = _facts_before(config, trainer, num_parameters)
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]
+
+    def begin_logs() -> None:
+        atomic.write_text(run_dir / run_directory.MODEL, describe(task.model_builder.on_meta()))
+        for logger in loggers:
+            logger.begin(checkpoint.step_of(resumed_from) if resumed_from else 0, summary)
+
+    group.agreed(begin_logs)
+    for each in trainer.loggers:
+        each.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+    if trainer.is_global_zero:
+        console.print(start_table(config, data, num_parameters, trainer, resumed_from))
     status = "failed"
     try:
         if federated:
@@ -139,6 +150,8 @@ def run(config: DictConfig) -> float | None:
             summary |= {"status": status, **_facts_after(trainer, data, run_dir, time.time() - started)}
             summary |= federated.facts() if federated else {}
             run_directory.write_summary(run_dir, summary)
+            for logger in loggers:
+                logger.end(summary)
     if trainer.is_global_zero:
         console.print(final_table(summary, run_dir, title=status))
     best = build.checkpoint_of(trainer).best
@@ -192,6 +205,12 @@ def _facts_before(config: DictConfig, trainer: pl.Trainer, num_parameters: int) 
         "git_commit": commit_of_scaledl(),
         "versions": {
             name: importlib.metadata.version(name) for name in ("scaledl", "torch", "lightning", "hydra-core")
+        },
+        "environment": {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "cpu_cores": os.cpu_count(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
     }
 

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -52,20 +53,28 @@ class EarlyStopping(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
-        if self.monitor not in trainer.callback_metrics:
-            known = ", ".join(name for name in trainer.callback_metrics if name.startswith("val/"))
-            raise ValueError(
-                f"callbacks.early_stopping.monitor={self.monitor} is no metric of the validation; there are: {known}"
-            )
-        value = self.sign * float(trainer.callback_metrics[self.monitor])
-        if value < self.best - self.min_delta:  # which NaN is not
-            self.best, self.best_step, self.waited = value, trainer.global_step, 0
-        else:
-            self.waited += 1
+        self.judge(trainer.callback_metrics, trainer.global_step)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Metrics):
                 callback.record(trainer, {"early_stopping/waited": float(self.waited)})
         self._stop_if_due(trainer)
+
+    def judge(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Count a validation.
+
+        Raises:
+            ValueError: it has no such metric.
+        """
+        if self.monitor not in metrics:
+            known = ", ".join(name for name in metrics if name.startswith("val/"))
+            raise ValueError(
+                f"callbacks.early_stopping.monitor={self.monitor} is no metric of the validation; there are: {known}"
+            )
+        value = self.sign * float(metrics[self.monitor])
+        if value < self.best - self.min_delta:  # which NaN is not
+            self.best, self.best_step, self.waited = value, step, 0
+        else:
+            self.waited += 1
 
     def _stop_if_due(self, trainer: pl.Trainer) -> None:
         if self.reason:

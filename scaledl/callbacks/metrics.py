@@ -11,7 +11,9 @@ from scaledl.tasks.base import Task
 
 
 class Metrics(pl.Callback):
-    """Logs `train/*`, `lr` and `perf/*` every `log_every_n_steps`, and `val/*` after each evaluation.
+    """Logs `train/*`, `lr`, `samples_seen`, `tokens_seen` and `perf/*` every `log_every_n_steps`; `val/*` when known.
+
+    A logged step costs one read of the device, for all values together; the steps between cost none.
 
     Args:
         baselines: first find what simple methods reach on this data, and log it as `baseline/*`.
@@ -40,10 +42,14 @@ class Metrics(pl.Callback):
         values = trainer.strategy.reduce(values, reduce_op="mean").tolist()
         train = {f"train/{name}": value for name, value in zip(names, values, strict=True)}
         train["lr"] = self._lr
-        train["samples_seen"] = trainer.datamodule.samples_seen  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        train["samples_seen"] = data.samples_seen
+        if data.tokens_per_sample:
+            train["tokens_seen"] = data.samples_seen * data.tokens_per_sample
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Throughput):
                 train |= {f"perf/{name}": value for name, value in callback.rates.items()}
+                train["perf/train_seconds"] = callback.train_seconds
         self.record(trainer, train)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Task) -> None:  # type: ignore[override]

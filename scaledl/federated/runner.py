@@ -15,6 +15,7 @@ from torch import Tensor
 from scaledl import checkpoint
 from scaledl.callbacks.bad_steps import BadSteps
 from scaledl.callbacks.checkpoint import Checkpoint
+from scaledl.callbacks.early_stopping import EarlyStopping
 from scaledl.callbacks.init_from import InitFrom
 from scaledl.callbacks.metrics import Metrics
 from scaledl.callbacks.predictions import save
@@ -58,6 +59,7 @@ class Runner:
         self.checkpoint: Checkpoint = self._callback(Checkpoint)
         self.checkpoint.best = checkpoint.best_of(run_dir)
         self.watchdog: HangWatchdog | None = self._callback(HangWatchdog)
+        self.early_stopping: EarlyStopping | None = self._callback(EarlyStopping)
         self.labels, self.clients = dealt(train_set, federation.partition, federation.num_clients, self.seed)
         self.round, self.rounds = 0, trainer.max_steps
         self.last: dict[str, float] = {}
@@ -65,7 +67,7 @@ class Runner:
         ignored = [
             type(callback).__name__
             for callback in trainer.callbacks  # type: ignore[attr-defined]
-            if not isinstance(callback, (*_OF_STEPS, Checkpoint, InitFrom, HangWatchdog, Preemption))
+            if not isinstance(callback, (*_OF_STEPS, Checkpoint, EarlyStopping, InitFrom, HangWatchdog, Preemption))
         ]
         if ignored and group.rank() == 0:
             warnings.warn(f"a federated run leaves out the callbacks {', '.join(ignored)}", stacklevel=2)
@@ -86,7 +88,7 @@ class Runner:
         try:
             if resumed_from is None:
                 self._show_start()
-            while self.round < self.rounds:
+            while self.round < self.rounds and not (self.early_stopping and self.early_stopping.reason):
                 self._one_round(preemption)
             self.strategy.saver.wait()
             self._test()
@@ -135,6 +137,8 @@ class Runner:
             self.round = checkpoint.step_of(resumed_from)
             self.last, self.samples_seen = plain["last"], plain["samples_seen"]
             self.train_seconds = plain["train_seconds"]
+            if self.early_stopping and "early_stopping" in plain:
+                self.early_stopping.load_state_dict(plain["early_stopping"])
         self.state = {name: t for name, t in self.task.state_dict().items() if isinstance(t, Tensor)}  # as it trains
         learned = {name for parameter, name in names_of(self.task).items() if parameter.requires_grad}
         # With privacy, noise goes on what clients train and nowhere else: other buffers stay as they began.
@@ -210,6 +214,15 @@ class Runner:
             found = self._evaluate("val")
             measured |= found
             due |= bool(found) and self.checkpoint.judge(found, self.round)
+            if found and self.early_stopping:
+                self.early_stopping.judge(found, self.round)
+                measured["early_stopping/waited"] = float(self.early_stopping.waited)
+                if self.early_stopping.reason:
+                    due = True
+                    if group.rank() == 0:
+                        warnings.warn(
+                            f"round {self.round}: training ends, for {self.early_stopping.reason}", stacklevel=2
+                        )
         self._record(measured)
         if due or heard:
             self._save()
@@ -231,7 +244,10 @@ class Runner:
             self._record(self._evaluate("test"))
 
     def _save(self) -> None:
-        plain = {"last": self.last, "samples_seen": self.samples_seen, "train_seconds": self.train_seconds}
+        plain: dict[str, Any] = {"last": self.last, "samples_seen": self.samples_seen}
+        plain["train_seconds"] = self.train_seconds
+        if self.early_stopping:
+            plain["early_stopping"] = self.early_stopping.state_dict()
         then = partial(self.checkpoint.tidy, self.checkpoint.best)
         folder = checkpoint.folder_of(self.run_dir, self.round)
         self.strategy.saver.save(folder, self.strategy.state_tensors(("weights",)), plain, then)

@@ -1,6 +1,5 @@
 """Pixels of images and of what speaks for and against, ready to stand in a page."""
 
-import base64
 import io
 
 import matplotlib.image
@@ -9,6 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
+
+from scaledl.html_page import png_uri
 
 FOR, AGAINST = (0.80, 0.14, 0.13), (0.10, 0.36, 0.78)  # red and blue; of what has no sign, red alone
 INK = 0.5  # gray that can be read on white and on black
@@ -55,7 +56,3 @@ def coloured(amount: Tensor, ground: Tensor | None = None) -> Tensor:
     colour = torch.where(share > 0, torch.tensor(FOR), torch.tensor(AGAINST))
     ground = torch.ones_like(colour) if ground is None else ground
     return ground + share.abs() * (colour - ground)
-
-
-def png_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()

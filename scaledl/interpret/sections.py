@@ -7,10 +7,11 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from scaledl import html_page
 from scaledl.interpret import page
 from scaledl.interpret.attention import on_places
 from scaledl.interpret.methods import METHODS
-from scaledl.interpret.pictures import INK, coloured, data_uri, figure_uri, plain, png_uri, shown_on
+from scaledl.interpret.pictures import INK, coloured, data_uri, figure_uri, plain, shown_on
 from scaledl.interpret.samples import Sample
 
 ROWS = 16  # columns of a table that are shown, and heads of an attention layer
@@ -154,7 +155,9 @@ def gradients(names: list[str], sizes: Tensor, over_steps: Path) -> str:
     words = "For each sample, in the order above."
     if over_steps.is_file():
         words += " Below it, the gradients of the training's own steps."
-        content.append(page.picture(png_uri(over_steps.read_bytes()), "gradients of steps", coarse=False, small=False))
+        content.append(
+            page.picture(html_page.png_uri(over_steps.read_bytes()), "gradients of steps", coarse=False, small=False)
+        )
     return page.section(METHODS["gradients"].title, words, *content, page.described("gradients"))
 
 

@@ -8,7 +8,9 @@ from typing import Any, TextIO
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from scaledl import atomic
+from scaledl.loggers.lines import read, rewind
+
+__all__ = ["JsonlLogger", "read", "rewind"]
 
 
 class JsonlLogger(Logger):
@@ -43,21 +45,3 @@ class JsonlLogger(Logger):
         if self._file is not None:
             self._file.close()
             self._file = None
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; a line torn by a kill is left out."""
-    lines = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-    return lines
-
-
-def rewind(path: Path, step: int) -> None:
-    """Drop what was logged after `step`, and a torn last line, so that a run resumed from there logs it once."""
-    if path.exists():
-        atomic.write_text(path, "".join(json.dumps(line) + "\n" for line in read(path) if line["step"] <= step))

@@ -49,7 +49,11 @@ def test_an_experiment_says_how_it_is_run(experiment) -> None:
 
 @pytest.mark.parametrize(
     ("group", "name"),
-    [(g, n) for g in ("optimizer", "scheduler", "trainer", "strategy", "logger") for n in options(g, [CONF])],
+    [
+        (g, n)
+        for g in ("optimizer", "scheduler", "trainer", "strategy", "callbacks", "logger")
+        for n in options(g, [CONF])
+    ],
 )
 def test_every_choice_composes(group: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2" if (group, name) == ("strategy", "tp") else "1")

@@ -60,6 +60,15 @@ def test_one_full_batch_step_of_all_clients_is_a_central_step(run: Run) -> None:
     assert max(float((start[name] - central[name]).abs().max()) for name in central) > 1e-2
 
 
+def test_it_ends_early_and_stays_ended(run: Run, tmp_path: Path) -> None:
+    early = [f"callbacks.early_stopping.{setting}" for setting in ("patience=1", "min_delta=100")]
+    words = [*SMALL, "callbacks=early_stopping", *early, "trainer.val_check_interval=1", "trainer.max_steps=6"]
+    weights = run("early", *words)
+    assert [line["step"] for line in _log(tmp_path / "early") if "train/loss" in line] == [1, 2]
+    assert_equal(run("early", *words), weights)
+    assert [line["step"] for line in _log(tmp_path / "early") if "train/loss" in line] == [1, 2]
+
+
 def test_a_stopped_run_goes_on_bit_for_bit(run: Run, tmp_path: Path) -> None:
     words = [*SMALL, "federation.fraction=0.5", "scheduler=linear", "scheduler.max_steps=5"]
     straight = run("straight", *words, "trainer.max_steps=4")

@@ -1,0 +1,34 @@
+"""The finders on two ranks: one answer, on every kind of strategy."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launch import launch
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+RUNS = Path("runs/mlp/circles")
+DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
+
+
+def test_every_strategy_finds_the_losses_of_one_process(scaledl, environment, tmp_path: Path) -> None:
+    words = ["find-lr", "experiment=mlp/circles", "--steps", "20", "--max-lr", "0.1"]
+    scaledl(*words, "run_id=single")
+    expected = json.loads((tmp_path / RUNS / "single" / "lr_finder.json").read_text())
+    for strategy in ["ddp", "fsdp", *(["deepspeed_2", "deepspeed_3"] if DEEPSPEED else [])]:
+        own = [f"run_id={strategy}", f"strategy={strategy}"]
+        launch(2, *words, *own, folder=tmp_path, environment=environment)
+        found = json.loads((tmp_path / RUNS / strategy / "lr_finder.json").read_text())
+        assert found["rates"] == expected["rates"], strategy
+        assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4), strategy
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", *(["deepspeed_2"] if DEEPSPEED else [])])
+def test_sizes_are_tried_on_all_ranks(strategy: str, environment, tmp_path: Path) -> None:
+    words = ["find-batch", "experiment=mlp/circles", "--steps", "1", "data.global_batch_size=8", "run_id=a"]
+    launch(2, *words, f"strategy={strategy}", folder=tmp_path, environment=environment)
+    tried = json.loads((tmp_path / RUNS / "a" / "batch_finder.json").read_text())["tried"]
+    assert [each["size"] for each in tried] == [1, 2, 4]
+    assert not any(each["reason"] for each in tried)

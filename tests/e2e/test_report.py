@@ -1,0 +1,59 @@
+"""`scaledl report`: from runs to a page that a browser shows, without network and without complaints."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.browser import PROGRAM, Browser
+
+pytestmark = pytest.mark.e2e
+RUNS = Path("runs/mlp/circles")
+
+
+def test_three_runs_on_one_page(scaledl, tmp_path: Path) -> None:
+    short = ["experiment=mlp/circles", "trainer.max_steps=40", "trainer.val_check_interval=10"]
+    for name, lr in (("a", 1e-3), ("b", 1e-2), ("c", 1e-1)):
+        scaledl("train", *short, f"optimizer.lr={lr}", f"run_id={name}", "trainer.log_every_n_steps=5")
+    done = scaledl("report", str(RUNS))
+    page = tmp_path / RUNS / "report.html"
+    assert done.stdout.splitlines() == [str(RUNS / "report.html")]
+    text = page.read_text()
+    assert "1 setting differs" in text
+    assert "torch" in text.partition("<h2>Environment")[2]
+    assert text.count("plots/decision_boundary") >= 3
+    assert not re.search(r"(src|href)=.(?!data:)", text)
+    if PROGRAM is None:
+        pytest.skip("the page is written, but there is no chromium on this machine to open it")
+    with Browser(tmp_path / "profile") as browser:
+        for scheme, width in (("light", 1250), ("dark", 1250), ("light", 390)):
+            browser.open(page, scheme, width)
+            assert browser.value("document.documentElement.scrollWidth <= innerWidth")
+            charts = "[...document.querySelectorAll('.chart')].filter(card => card.offsetParent)"
+            assert browser.value(f"{charts}.length") >= 5
+            assert browser.value(f"{charts}.every(card => card.querySelectorAll('path.curve').length >= 3)")
+            browser.picture(tmp_path / f"{scheme}_{width}.png")
+            assert (tmp_path / f"{scheme}_{width}.png").stat().st_size > 20_000
+        count = "document.querySelectorAll('.chart')[0].querySelectorAll('path.curve').length"
+        before = browser.value(count)
+        move = "const s = document.getElementById('smoothing'); s.value = 0.9; s.dispatchEvent(new Event('input'))"
+        browser.value(move)
+        assert browser.value(count) == 2 * before  # what is smoothed, and what was logged behind it
+        browser.value("document.querySelector('.chip').dispatchEvent(new Event('click'))")
+        assert browser.value(count) == 2 * before * 2 // 3
+        browser.value("document.getElementById('axis').value = 'samples'")
+        browser.value("document.getElementById('axis').dispatchEvent(new Event('change'))")
+        assert "samples seen" in browser.value("document.querySelector('.chart').textContent")
+        where = "const r = document.querySelector('.chart svg').getBoundingClientRect()"
+        at = "{clientX: r.left + 100, clientY: r.top + 40}"
+        browser.value(
+            f"{where}; document.querySelector('.chart svg').dispatchEvent(new PointerEvent('pointermove', {at}))"
+        )
+        assert browser.value("document.querySelector('.tip:not([hidden])').textContent").count("train/loss") == 2
+        assert (browser.requests, browser.complaints) == ([], [])
+
+
+def test_what_is_no_run_is_told(scaledl, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "empty is no run directory" in scaledl("report", "empty", code=1).stderr
+    assert "scaledl: " in scaledl("report", "nothing", "--output", "no/x.html", code=1).stderr

@@ -276,7 +276,7 @@ class RunState(Strategy):
         task = self.lightning_module
         device = next((p.device for p in task.parameters()), None) if task is not None else None
         super().teardown()
-        if device is not None and device.type == "cuda":
+        if task is not None and device is not None and device.type == "cuda":
             # Lightning has brought the model to the host; what follows in on_fit_end (the test split, pictures) asks it
             # where the data go.
             task.to(device)

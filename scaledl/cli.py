@@ -189,6 +189,10 @@ def _number(kind: type, low: float, high: float = math.inf) -> Callable[[str], f
 def _train(arguments: argparse.Namespace) -> int:
     folders, words = _folders(arguments), arguments.overrides
     if arguments.multirun and arguments.trial is None:
+        if any(word.startswith("sweep=") for word in words):
+            from scaledl.sweep.start import search
+
+            return search(words, folders, _allowed(arguments))
         from scaledl.sweep.local import sweep
 
         return sweep(words, folders, _allowed(arguments))

@@ -66,7 +66,9 @@ def read(words: list[str], folders: list[Path], allowed: list[str]) -> Asked:
         elif key.startswith((_SWEEPER, _LAUNCHER)):
             own.append(parse(word))
         elif key.startswith("hydra"):
-            problems.append(f"{word}: a sweep has hydra.sweep.dir, hydra.sweeper.*, hydra/launcher and hydra.launcher.*")
+            problems.append(
+                f"{word}: a sweep has hydra.sweep.dir, hydra.sweeper.*, hydra/launcher and hydra.launcher.*"
+            )
         else:
             of_runs.append(word)
     for group, choice in (("sweep", name), ("launcher", launcher)):
@@ -85,7 +87,9 @@ def read(words: list[str], folders: list[Path], allowed: list[str]) -> Asked:
         OmegaConf.update(settings, place, override.value(), merge=False)
     problems = validate(settings, Settings, {}, (*_MAY_NAME, *allowed)) or _broken_rules(settings)
     if problems:
-        raise ConfigError([f"hydra.sweeper.{problem}".replace(_SWEEPER + "launcher.", _LAUNCHER) for problem in problems])
+        raise ConfigError(
+            [f"hydra.sweeper.{problem}".replace(_SWEEPER + "launcher.", _LAUNCHER) for problem in problems]
+        )
     return Asked(name, settings, folder, of_runs)
 
 

@@ -10,9 +10,7 @@ from optuna.pruners import BasePruner
 from optuna.trial import Trial
 
 from scaledl.distributed import group
-from scaledl.sweep.storage import OUTAGE, connect
-
-TRIAL = "SCALEDL_TRIAL"  # environment: the study and the number of the trial, which no config or log shall hold
+from scaledl.sweep.storage import OUTAGE, TRIAL, connect
 
 
 class Pruning(pl.Callback):

@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -33,9 +34,9 @@ def write(results: Results, folder: Path) -> list[Path]:
 def experiment_of(results: Results, trial: Result, name: str, folder: Path) -> str:
     """An experiment that begins as the sweep's did and changes what the sweep and its trial have changed."""
     reached = ", ".join(f"{key} {value:.4g}" for key, value in zip(results.objectives, trial.values or [], strict=True))
-    base, choices, settings, removed = _sorted([*results.words, *words_of(trial.params)])
-    defaults = [f"/experiment/{base}"] if base else []
-    defaults += [{f"override /{group}": choice} for group, choice in choices.items()]  # type: ignore[misc]
+    base, choices, settings = _sorted([*results.words, *words_of(trial.params)])
+    defaults: list[Any] = [*([f"/experiment/{base}"] if base else []), "_self_"]
+    defaults += [{f"override /{group}": choice} for group, choice in choices.items()]
     count = sum(each.status in ("completed", "pruned") for each in results.trials)
     lines = [
         "# @package _global_",
@@ -45,18 +46,18 @@ def experiment_of(results: Results, trial: Result, name: str, folder: Path) -> s
         f"# time:   {trial.seconds or 0:.0f} s as a trial",
         f"# result: {reached}",
     ]
-    lines += [f"# removed by hand: ~{each}" for each in removed]
-    return "\n".join(lines) + "\n" + yaml.safe_dump({"defaults": [*defaults, "_self_"], **settings}, sort_keys=False)
+    return "\n".join(lines) + "\n" + yaml.safe_dump({"defaults": defaults, **settings}, sort_keys=False)
 
 
-def _sorted(words: list[str]) -> tuple[str | None, dict[str, str], dict, list[str]]:
-    """The experiment, choices of groups, nested settings and keys taken away that words ask for."""
-    base, choices, settings, removed = None, {}, {}, []
+def _sorted(words: list[str]) -> tuple[str | None, dict[str, Any], dict[str, Any]]:
+    """The experiment, choices of groups and nested settings that words ask for; what they take away becomes null."""
+    base: str | None = None
+    choices: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for word in words:
         override = parse(word)
         key = override.key_or_group
         if override.is_delete():
-            removed.append(key)
             _set(settings, key, None)
         elif key == "experiment":
             base = str(override.value())
@@ -64,10 +65,10 @@ def _sorted(words: list[str]) -> tuple[str | None, dict[str, str], dict, list[st
             choices[key] = override.value()
         else:
             _set(settings, key, _plain(override.value()))
-    return base, choices, settings, removed
+    return base, choices, settings
 
 
-def _set(settings: dict, key: str, value: object) -> None:
+def _set(settings: dict[str, Any], key: str, value: object) -> None:
     *parents, last = key.replace("/", ".").split(".")
     for parent in parents:
         settings = settings.setdefault(parent, {})

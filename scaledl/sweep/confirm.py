@@ -36,8 +36,8 @@ class Comparison:
         means = f"{statistics.mean(self.winner):.4g} against {statistics.mean(self.default):.4g}"
         verdict = "better" if self.low > 0 else "worse" if self.high < 0 else "not told apart"
         return (
-            f"winner against default, {len(self.seeds)} other seeds: {self.metric} {means}; better by {self.better:.3g} "
-            f"({LEVEL:.0%} interval {self.low:.3g} to {self.high:.3g}): {verdict}"
+            f"winner against default, {len(self.seeds)} other seeds: {self.metric} {means}; "
+            f"better by {self.better:.3g} ({LEVEL:.0%} interval {self.low:.3g} to {self.high:.3g}): {verdict}"
         )
 
 

@@ -62,7 +62,7 @@ class Local:
         self.ranks, self.n_jobs, self.devices = ranks, n_jobs, _visible_devices()
         if 0 < len(self.devices) < ranks:
             raise ValueError(
-                f"hydra.launcher.ranks={ranks}: this machine shows {len(self.devices)} GPUs, one for each rank is needed"
+                f"hydra.launcher.ranks={ranks}: this machine shows {len(self.devices)} GPUs, and each rank needs one"
             )
 
     def ranks_of_a_node(self) -> int:

@@ -1,8 +1,8 @@
 """The trials of a sweep, shared by all its workers through one study: who takes which, what became of it.
 
-A *place* is one of the n_trials, and the number of its directory. It is filled by an attempt, a trial of Optuna's study,
-and where the worker of that is lost, by another one with the same parameters. Only the change of a trial's state decides
-between workers, because the database lets one of them make it.
+A *place* is one of the n_trials, and the number of its directory. It is filled by an attempt, a trial of Optuna's
+study, and where the worker of that is lost, by another one with the same parameters. Only the change of a trial's
+state decides between workers, because the database lets one of them make it.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""`scaledl train -m sweep=<name>`: check the space, open the study, let workers fill its places, and write what was found."""
+"""`scaledl train -m sweep=<name>`: check the space, let workers fill the places of a study, write what was found."""
 
 import json
 import os
@@ -117,7 +117,8 @@ def _prepared(words: list[str], folders: list[Path], allowed: list[str], check: 
     if settings.pruner and list(found.objectives) != [found.config.monitor]:
         raise ConfigError(
             [
-                f"hydra.sweeper.objectives={found.objectives}: a pruner looks at monitor={found.config.monitor}; set that one"
+                f"hydra.sweeper.objectives={found.objectives}: the pruner looks at monitor={found.config.monitor}; "
+                "set that one instead, or hydra.sweeper.pruner=null"
             ]
         )
     return found

@@ -12,6 +12,7 @@ from sqlalchemy import event, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, ProgrammingError
 
 T = TypeVar("T")
+TRIAL = "SCALEDL_TRIAL"  # environment: the study and number of a trial, with its URL, which no config or log shall hold
 # The last two: another worker has created the same tables at the same moment.
 OUTAGE = (OperationalError, StorageInternalError, IntegrityError, ProgrammingError)
 
@@ -50,7 +51,7 @@ def connect(url: str) -> RDBStorage:
         return patiently(lambda: _open(url), seconds=5)
     except ImportError as error:
         raise ImportError(
-            f"{without_secrets(url)} needs a driver that is not installed; for PostgreSQL: pip install 'scaledl[postgres]'"
+            f"{without_secrets(url)} needs a driver that is missing; for PostgreSQL: pip install 'scaledl[postgres]'"
         ) from error
     except OUTAGE as error:
         reason = str(getattr(error, "orig", error)).strip().splitlines()[0]

@@ -9,11 +9,11 @@ from pathlib import Path
 from types import FrameType
 
 from scaledl import run_directory
-from scaledl.callbacks.pruning import TRIAL
 from scaledl.sweep.launchers import Launcher, Started
 from scaledl.sweep.outcome import Outcome, outcome_of
 from scaledl.sweep.search import Attempt, Search
 from scaledl.sweep.space import words_of
+from scaledl.sweep.storage import TRIAL
 
 POLL_SECONDS = 0.5
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -58,7 +58,9 @@ class Pruning(pl.Callback):
                     study_name=told["study"], storage=connect(told["storage"]), pruner=self.pruner
                 )
                 self._trial = Trial(study, told["id"])
-            self._trial.report(value, validation)
+            with warnings.catch_warnings():  # after a resume the step may be there already
+                warnings.simplefilter("ignore")
+                self._trial.report(value, validation)
             return self._trial.should_prune()
         except (*OUTAGE, OSError) as error:
             warnings.warn(

@@ -10,13 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optuna import Study
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna import Study, create_study, load_study
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from scaledl.sweep.signs_of_life import Watch, this_worker
 from scaledl.sweep.space import Space
-from scaledl.sweep.storage import patiently
+from scaledl.sweep.storage import connect, patiently
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -29,6 +31,31 @@ class Attempt:
     place: int
     again: bool  # another worker began it
     heartbeats: int = 0
+
+
+def open_study(url: str, name: str, sampler: BaseSampler, pruner: BasePruner, directions: Sequence[str]) -> Study:
+    """The study called so, made where there is none.
+
+    Only the one who makes it keeps the sampler's seed: another worker, or a later call, would draw the same points.
+
+    Raises:
+        OSError: the database cannot be reached.
+    """
+    opened = connect(url)
+
+    def open_or_make() -> tuple[Study, bool]:
+        try:
+            study = create_study(
+                storage=opened, study_name=name, sampler=sampler, pruner=pruner, directions=list(directions)
+            )
+        except DuplicatedStudyError:
+            return load_study(study_name=name, storage=opened, sampler=sampler, pruner=pruner), False
+        return study, True
+
+    study, made = patiently(open_or_make)
+    if not made:
+        sampler.reseed_rng()
+    return study
 
 
 class Search:
@@ -51,8 +78,6 @@ class Search:
     ):
         self.study, self.space, self.n_trials, self.max_retries, self.say = study, space, n_trials, max_retries, say
         self._watch = Watch(patience)
-        if self.trials():  # a seeded sampler would begin with the same points again
-            study.sampler.reseed_rng()
 
     def trials(self) -> list[FrozenTrial]:
         return patiently(lambda: self.study.get_trials(deepcopy=False))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -24,7 +24,7 @@ class Settings:
     pruner: Node | None
     n_trials: int
     params: dict[str, str]
-    objectives: dict[str, Literal["min", "max"]]
+    objectives: dict[str, str]
     storage: str | None
     study_name: str | None
     max_retries: int
@@ -96,6 +96,9 @@ def read(words: list[str], folders: list[Path], allowed: list[str]) -> Asked:
 def _broken_rules(settings: DictConfig) -> list[str]:
     least = {"n_trials": 1, "max_retries": 0, "max_failures": 1, "lost_after_seconds": 1, "seeds": 0}
     problems = [f"{key}={settings[key]}: at least {low}" for key, low in least.items() if settings[key] < low]
+    for metric, mode in settings.objectives.items():
+        if mode not in ("min", "max"):
+            problems.append(f"objectives.{metric}: {mode} is neither min nor max")
     if len(settings.objectives) > 1 and settings.pruner:
         problems.append("pruner: several objectives cannot be pruned; set hydra.sweeper.pruner=null")
     if settings.seeds == 1:

@@ -20,7 +20,7 @@ from scaledl.config.validate import ConfigError
 from scaledl.distributed import group
 from scaledl.sweep import best, confirm, results, storage, tables
 from scaledl.sweep.launchers import Launcher, end_with_parent
-from scaledl.sweep.search import Search
+from scaledl.sweep.search import Search, open_study
 from scaledl.sweep.settings import Asked, read
 from scaledl.sweep.space import Space, corners, space_of, words_of
 from scaledl.sweep.worker import Worker
@@ -132,17 +132,7 @@ def _study(found: Sweep, url: str) -> optuna.Study:
     settings = found.asked.settings
     name = settings.study_name or f"{found.config.experiment}/{found.folder.name}"
     pruner = build.instantiate(settings.pruner) if settings.pruner else optuna.pruners.NopPruner()
-    opened = storage.connect(url)
-    study = storage.patiently(
-        lambda: optuna.create_study(
-            storage=opened,
-            study_name=name,
-            sampler=build.instantiate(settings.sampler),
-            pruner=pruner,
-            directions=results.directions(found.objectives),
-            load_if_exists=True,
-        )
-    )
+    study = open_study(url, name, build.instantiate(settings.sampler), pruner, results.directions(found.objectives))
     facts = {
         "words": " ".join(found.words),
         "objectives": dict(found.objectives),

@@ -5,7 +5,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
-from scaledl.sweep.search import Search
+from scaledl.sweep.search import Search, open_study
 from scaledl.sweep.signs_of_life import Watch, this_worker
 from scaledl.sweep.storage import connect, url_of, without_secrets
 
@@ -14,7 +14,7 @@ SPACE = {"x": FloatDistribution(0, 1)}
 
 def opened(url: str, n_trials: int = 3, **arguments) -> Search:
     sampler = optuna.samplers.RandomSampler(seed=0)
-    study = optuna.create_study(storage=connect(url), study_name="s", sampler=sampler, load_if_exists=True)
+    study = open_study(url, "s", sampler, optuna.pruners.NopPruner(), ["minimize"])
     return Search(study, SPACE, n_trials, say=lambda message: None, **arguments)
 
 

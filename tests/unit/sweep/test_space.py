@@ -12,7 +12,9 @@ from scaledl.sweep.space import corners, space_of, words_of
     [
         ("interval(0.1,0.5)", FloatDistribution(0.1, 0.5)),
         ("tag(log, interval(1e-4, 1e-1))", FloatDistribution(1e-4, 1e-1, log=True)),
-        ("interval(1,8)", IntDistribution(1, 8)),
+        ("interval(1,8)", FloatDistribution(1, 8)),
+        ("int(interval(1,8))", IntDistribution(1, 8)),
+        ("tag(log, int(interval(8,512)))", IntDistribution(8, 512, log=True)),
         ("range(1,4)", IntDistribution(1, 3)),  # as in Python, the end is not among them
         ("range(2,11,4)", IntDistribution(2, 10, step=4)),
         ("range(0.5,1.0,0.25)", FloatDistribution(0.5, 0.75, step=0.25)),

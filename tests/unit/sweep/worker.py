@@ -10,8 +10,7 @@ import optuna
 from optuna.distributions import FloatDistribution
 
 from scaledl.sweep.launchers import Local, Processes
-from scaledl.sweep.search import Search
-from scaledl.sweep.storage import connect
+from scaledl.sweep.search import Search, open_study
 from scaledl.sweep.worker import Worker
 
 TRIAL = """
@@ -38,9 +37,8 @@ class Moments(Local):
 
 def main(folder: str, url: str, n_trials: str, seconds: str) -> int:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=connect(url), study_name="s", sampler=optuna.samplers.RandomSampler(seed=0), load_if_exists=True
-    )
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    study = open_study(url, "s", sampler, optuna.pruners.NopPruner(), ["minimize"])
     search = Search(study, {"x": FloatDistribution(-1, 1)}, int(n_trials), patience=30)
     launcher = Moments(seconds)
     return Worker(search, launcher, 0, Path(folder), ["train"], ["val/loss"], url, 3, 1.0).run()

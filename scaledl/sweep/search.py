@@ -78,6 +78,7 @@ class Search:
     ):
         self.study, self.space, self.n_trials, self.max_retries, self.say = study, space, n_trials, max_retries, say
         self._watch = Watch(patience)
+        self._exhausted = False  # a sampler that tries every combination has tried them
 
     def trials(self) -> list[FrozenTrial]:
         return patiently(lambda: self.study.get_trials(deepcopy=False))
@@ -88,13 +89,15 @@ class Search:
 
     def over(self) -> bool:
         places = self.places()[: self.n_trials]
-        return len(places) == self.n_trials and all(trial.state in FINISHED for trial in places)
+        taken = self._exhausted or len(places) == self.n_trials
+        return taken and all(trial.state in FINISHED for trial in places)
 
     def ask(self) -> Attempt | None:
         """A trial for this worker; None if every place is taken."""
         self.release_lost()
         every = self.trials()
-        if len(latest(every)) >= self.n_trials and not any(trial.state == TrialState.WAITING for trial in every):
+        taken = self._exhausted or len(latest(every)) >= self.n_trials
+        if taken and not any(trial.state == TrialState.WAITING for trial in every):
             return None
         trial = patiently(lambda: self.study.ask(self.space))
         try:
@@ -177,6 +180,10 @@ class Search:
             patiently(lambda: self.study.tell(number, values, state=state))
         except (UpdateFinishedTrialError, ValueError):  # Optuna has both words for a trial that has ended
             return False
+        except RuntimeError as error:  # the trial has ended, and with it the sampler's list
+            if "Study.stop" not in str(error):
+                raise
+            self._exhausted = True
         return True
 
 

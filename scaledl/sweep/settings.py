@@ -44,10 +44,6 @@ class Asked:
     words: list[str]
 
 
-def is_search(words: list[str]) -> bool:
-    return any(word.startswith("sweep=") for word in words)
-
-
 def read(words: list[str], folders: list[Path], allowed: list[str]) -> Asked:
     """
     Raises:

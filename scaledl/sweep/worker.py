@@ -33,6 +33,7 @@ class Worker:
         storage: the URL that a trial needs to report to the study.
         max_failures: in a row, after which it gives up.
         heartbeat: seconds between two signs of life.
+        record: what to do when a trial has ended.
     """
 
     search: Search
@@ -44,6 +45,7 @@ class Worker:
     storage: str
     max_failures: int
     heartbeat: float
+    record: Callable[[], None] = lambda: None
     say: Callable[[str], None] = print
     received: int = 0
 
@@ -127,6 +129,7 @@ class Worker:
             self.search.fail(attempt, outcome.message or "")
             shown = outcome.message or ""
         self.say(f"trial {attempt.place} {outcome.status}{': ' * bool(shown)}{shown}")
+        self.record()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number

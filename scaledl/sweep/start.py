@@ -72,8 +72,7 @@ def search(words: list[str], folders: list[Path], allowed: list[str]) -> int:
     code = _work(found, study, url, slot, words)
     if slot:
         return code
-    told = results.collect(study, found.asked.name, found.config.experiment, found.objectives, found.words, found.space)
-    results.write(told, found.folder)
+    told = _record(found, study)
     written = best.write(told, found.folder)
     tables.show(told, found.folder, written)
     if code == 0 and found.asked.settings.seeds and told.completed():
@@ -81,6 +80,12 @@ def search(words: list[str], folders: list[Path], allowed: list[str]) -> int:
             told, found.folder, found.launcher, found.options, found.config, found.asked.settings.seeds
         )
     return code or int(not told.completed())
+
+
+def _record(found: Sweep, study: optuna.Study) -> results.Results:
+    told = results.collect(study, found.asked.name, found.config.experiment, found.objectives, found.words, found.space)
+    results.write(told, found.folder)
+    return told
 
 
 def settings_of(words: list[str], folders: list[Path], allowed: list[str]) -> str:
@@ -166,6 +171,7 @@ def _work(found: Sweep, study: optuna.Study, url: str, slot: int, words: list[st
         storage=url,
         max_failures=settings.max_failures,
         heartbeat=settings.lost_after_seconds / 6,
+        record=lambda: _record(found, study),
         say=_say,
     )
     try:

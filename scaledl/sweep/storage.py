@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
-from sqlalchemy import event, make_url
+from sqlalchemy import URL, event, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, ProgrammingError
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ def url_of(storage: str | None, folder: Path) -> str:
     """
     given = storage or os.environ.get("SCALEDL_SWEEP_STORAGE")
     if not given:
-        return f"sqlite:///{folder.absolute() / 'study.db'}"
+        return URL.create("sqlite", database=str(folder.absolute() / "study.db")).render_as_string()
     try:
         url = make_url(given)
     except ArgumentError as error:  # whose message would show a password

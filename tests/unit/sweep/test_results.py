@@ -9,7 +9,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, dis
 
 from scaledl.config.compose import compose
 from scaledl.config.folders import CONF
-from scaledl.sweep import best, confirm, report, results
+from scaledl.sweep import best, confirm, grid_results, report, results
 from scaledl.sweep.outcome import outcome_of
 from scaledl.sweep.results import Result, Results
 
@@ -108,3 +108,22 @@ def test_the_outcome_of_a_trial(tmp_path: Path) -> None:
     assert "no finite val/los" in (wrong.message or "")
     (tmp_path / "summary.json").write_text(json.dumps(summary | {"status": "pruned"}))
     assert outcome_of(tmp_path, objectives).status == "pruned"
+
+
+def test_a_grid_is_read_from_its_trials(tmp_path: Path) -> None:
+    for number, (lr, accuracy) in enumerate([(0.1, 0.5), (0.2, 0.75), (0.3, None)]):
+        trial = tmp_path / f"trial_{number:04d}"
+        trial.mkdir()
+        config = {"experiment": "mlp/xor", "monitor": "val/acc", "mode": "max", "optimizer": {"lr": lr}, "seed": 0}
+        (trial / "config.yaml").write_text(yaml.safe_dump(config | {"run_dir": str(trial), "run_id": str(number)}))
+        best = {"metric": "val/acc", "value": accuracy, "step": 1}
+        if accuracy:
+            (trial / "summary.json").write_text(json.dumps({"status": "completed", "best": best, "metrics": {}}))
+    told = grid_results.read(tmp_path)
+    assert list(told.space) == ["optimizer.lr"]
+    assert [each.status for each in told.trials] == ["completed", "completed", "failed"]
+    assert told.completed()[0].params == {"optimizer.lr": "0.2"}
+    assert report.is_sweep(tmp_path)
+    assert "Failed" in report.write_report(tmp_path).read_text()
+    with pytest.raises(FileNotFoundError, match="is no sweep"):
+        report.write_report(tmp_path / "trial_0000")

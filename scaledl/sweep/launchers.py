@@ -179,6 +179,7 @@ class Slurm:
             "PYTHON": sys.executable,
             "RANKS_PER_NODE": str(self.ranks_per_node),
             "SCALEDL_SLURM": str(SLURM),
+            "MAX_FAILURES": "1",  # what crashes twice is the trial's own fault
             "LOGS": str(folder.absolute() / "logs"),
         }
         output = f"--output={folder.absolute() / 'log.txt'}"

@@ -16,6 +16,7 @@ from scaledl.sweep.results import NAME, Result, Results, read
 from scaledl.sweep.tables import shown
 
 ROWS = 20
+ENOUGH = 10  # completed trials
 
 
 def is_sweep(folder: Path) -> bool:
@@ -36,18 +37,23 @@ def write_report(sweep_dir: Path, output: Path | None = None) -> Path:
 
 def importance(results: Results) -> dict[str, float]:
     """Of each parameter for the first objective, largest first; empty where too few trials have a value."""
-    study = results.study()
+    study = results.study(_comparable(results))
     if len(study.trials) < 4 or len(results.space) < 2:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         target = None if len(results.objectives) == 1 else (lambda trial: trial.values[0])
         try:
             return optuna.importance.get_param_importances(study, evaluator=evaluator, target=target)
         except (RuntimeError, ValueError):  # all values are the same
             return {}
+
+
+def _comparable(results: Results) -> list[Result]:
+    """Trials that ran to their end, where they are enough; else those that were ended early, too."""
+    completed = results.completed() if len(results.objectives) == 1 else results.trials
+    return completed if len(completed) >= ENOUGH else results.trials
 
 
 def _page(results: Results, folder: Path) -> str:
@@ -76,7 +82,7 @@ def _sections(results: Results, folder: Path) -> list[str]:
     if (amounts := importance(results)) and results.space:
         words = (
             "How much of the differences between trials a parameter explains (functional ANOVA, Hutter et al. 2014). "
-            "Trials that were ended early count with their last value."
+            f"Of trials that ran to their end; where those are fewer than {ENOUGH}, the others count with their last value."
         )
         sections.append(section("Importance of the parameters", words, _chart(charts.bars(amounts), "bars")))
     if any(each.values for each in results.trials):

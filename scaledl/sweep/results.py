@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import optuna
 from optuna import Study, create_study
 from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -54,11 +55,12 @@ class Results:
     def directions(self) -> list[str]:
         return directions(self.objectives)
 
-    def study(self) -> Study:
-        """The trials that have a value, for what Optuna computes of them; the pruned ones count with their last."""
+    def study(self, trials: list[Result]) -> Study:
+        """Those of the trials that have a value, for what Optuna computes of them."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = create_study(directions=self.directions())
         space = {name: json_to_distribution(text) for name, text in self.space.items()}
-        for each in self.trials:
+        for each in trials:
             if each.values and set(each.params) == set(space):
                 study.add_trial(
                     create_trial(

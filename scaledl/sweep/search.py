@@ -101,7 +101,7 @@ class Search:
             return None
         trial = patiently(lambda: self.study.ask(self.space))
         try:
-            return self._claim(trial)
+            return patiently(lambda: self._claim(trial))
         except UpdateFinishedTrialError:  # it was thought lost, and given back
             return None
 
@@ -111,7 +111,7 @@ class Search:
         place = attributes["place"] if again else _firsts_before(self.trials(), trial.number)
         if not again and place >= self.n_trials:  # another worker asked for the last place at the same moment
             trial.set_user_attr("surplus", True)
-            self.study.tell(trial, state=TrialState.FAIL)
+            self._end(trial.number, TrialState.FAIL)
             return None
         trial.set_user_attr("place", place)
         trial.set_user_attr("worker", this_worker())

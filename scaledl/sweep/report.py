@@ -82,7 +82,7 @@ def _sections(results: Results, folder: Path) -> list[str]:
     if (amounts := importance(results)) and results.space:
         words = (
             "How much of the differences between trials a parameter explains (functional ANOVA, Hutter et al. 2014). "
-            f"Of trials that ran to their end; where those are fewer than {ENOUGH}, the others count with their last value."
+            f"Of trials that ran to their end; where fewer than {ENOUGH} did, the others count with their last value."
         )
         sections.append(section("Importance of the parameters", words, _chart(charts.bars(amounts), "bars")))
     if any(each.values for each in results.trials):

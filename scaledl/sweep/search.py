@@ -99,11 +99,15 @@ class Search:
         taken = self._exhausted or len(latest(every)) >= self.n_trials
         if taken and not any(trial.state == TrialState.WAITING for trial in every):
             return None
+        asking = f"asking {this_worker()}"
+        patiently(lambda: self.study.set_user_attr(asking, True))
         trial = patiently(lambda: self.study.ask(self.space))
         try:
             return patiently(lambda: self._claim(trial))
         except UpdateFinishedTrialError:  # it was thought lost, and given back
             return None
+        finally:
+            patiently(lambda: self.study.set_user_attr(asking, False))
 
     def _claim(self, trial: Trial) -> Attempt | None:
         attributes = trial.user_attrs
@@ -147,8 +151,10 @@ class Search:
 
     def release_lost(self) -> None:
         """Queue the trials of lost workers again; one that has lost too many has failed."""
+        told = patiently(lambda: self.study.user_attrs)
+        askers = [key.removeprefix("asking ") for key, value in told.items() if key.startswith("asking ") and value]
         for trial in self.trials():
-            if trial.state != TrialState.RUNNING or not self._watch.lost(trial.number, trial.user_attrs):
+            if trial.state != TrialState.RUNNING or not self._watch.lost(trial.number, trial.user_attrs, askers):
                 continue
             lost = trial.user_attrs.get("lost", 0) + 1
             if lost <= self.max_retries:

@@ -2,11 +2,12 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-_CLAIM_SECONDS = 600.0  # a trial that no worker has named its own: its sampler may be thinking
+_CLAIM_SECONDS = 600.0  # for a trial that no worker has named its own: a sampler may be thinking
+_SETTLED_SECONDS = 2.0  # where none can be: so long that its asker, if it lives, had to be among those who ask
 
 
 def this_worker() -> str:
@@ -30,6 +31,12 @@ def _started(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]
 
 
+def gone(worker: str) -> bool:
+    """Whether it was a process of this machine and has ended; of another machine's nothing is known."""
+    machine, pid, started = worker.rsplit(" ", 2)
+    return machine == _machine() != "unknown" and started != str(_started(int(pid)))
+
+
 class Watch:
     """Observes the heartbeats of others by the clock of this process alone.
 
@@ -41,16 +48,22 @@ class Watch:
         self.patience = patience
         self._seen: dict[int, tuple[Any, float]] = {}
 
-    def lost(self, trial: int, attributes: Mapping[str, Any]) -> bool:
+    def lost(self, trial: int, attributes: Mapping[str, Any], askers: Iterable[str]) -> bool:
+        """Whether a running trial has no worker any more.
+
+        Args:
+            askers: workers that had asked for a trial, and not yet named it their own, before this one was read.
+        """
         worker = attributes.get("worker")
-        if worker:
-            machine, pid, started = worker.rsplit(" ", 2)
-            if machine == _machine() != "unknown" and started != str(_started(int(pid))):
-                return True
+        if worker and gone(worker):
+            return True
         now = time.monotonic()
         beat = (worker, attributes.get("heartbeat"))
         before, since = self._seen.get(trial, (None, now))
         if before != beat:
             self._seen[trial] = beat, now
             return False
-        return now - since > (self.patience if worker else max(self.patience, _CLAIM_SECONDS))
+        if worker:
+            return now - since > self.patience
+        nobody = all(gone(asker) for asker in askers)
+        return now - since > (_SETTLED_SECONDS if nobody else max(self.patience, _CLAIM_SECONDS))

@@ -1,10 +1,13 @@
 """Places and attempts, without processes."""
 
+import time
+
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
+from scaledl.sweep import signs_of_life
 from scaledl.sweep.search import Search, open_study
 from scaledl.sweep.signs_of_life import Watch, this_worker
 from scaledl.sweep.storage import connect, url_of, without_secrets
@@ -51,6 +54,7 @@ def test_a_trial_of_a_dead_worker_is_tried_again_with_what_it_reported(url: str,
     seen = []
     for attempt_number in range(3):
         attempt = search.ask()
+        assert attempt is not None
         if attempt_number == 2:
             assert attempt.place == 1  # the first place has lost too many workers
             break
@@ -82,8 +86,34 @@ def test_a_worker_whose_trial_was_given_away_hears_it(url: str) -> None:
 def test_another_machines_worker_is_lost_when_its_heart_stops() -> None:
     watch = Watch(patience=0.0)
     beating = [{"worker": "elsewhere 1 1", "heartbeat": beat} for beat in (1, 2, 3, 3)]
-    assert [watch.lost(0, each) for each in beating] == [False, False, False, True]
-    assert not Watch(patience=30).lost(0, {"worker": this_worker()})
+    assert [watch.lost(0, each, []) for each in beating] == [False, False, False, True]
+    assert not Watch(patience=30).lost(0, {"worker": this_worker()}, [])
+
+
+def test_a_trial_whose_worker_died_before_it_named_itself_is_lost_soon(monkeypatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(signs_of_life.time, "monotonic", lambda: clock[0])
+    machine, pid, _ = this_worker().rsplit(" ", 2)
+    dead, living, elsewhere = f"{machine} {pid} 1", this_worker(), "elsewhere 1 1"
+    for askers, lost in (([], True), ([dead], True), ([dead, living], False), ([elsewhere], False)):
+        watch = Watch(patience=60)
+        assert not watch.lost(0, {}, askers)
+        clock[0] += 3
+        assert watch.lost(0, {}, askers) == lost
+        clock[0] += 1000
+        assert watch.lost(0, {}, askers)
+
+
+def test_a_worker_killed_while_it_asks_costs_no_place(url: str) -> None:
+    search = opened(url, n_trials=1)
+    machine, pid, _ = this_worker().rsplit(" ", 2)
+    search.study.set_user_attr(f"asking {machine} {pid} 1", True)
+    search.study.ask(SPACE)  # and no more
+    began = time.monotonic()
+    while (attempt := search.ask()) is None:
+        assert time.monotonic() - began < 30
+        time.sleep(0.2)
+    assert (attempt.place, attempt.again) == (0, True)
 
 
 def test_passwords_are_not_shown(tmp_path, monkeypatch) -> None:

@@ -21,6 +21,9 @@ scaledl train experiment=<family>/<name> [key=value ...]
 After `train` comes Hydra's override grammar: group=choice takes a file of conf/<group>/, key=value sets a value.
   scaledl train experiment=llm/gpt_shakespeare data.path=input.txt trainer.max_steps=2000
   scaledl train experiment=mlp/circles optimizer.lr=0.01 seed=1
+-m is a sweep: every combination of several values, or with sweep=choice a search (docs/sweeps.md).
+  scaledl train -m experiment=mlp/circles optimizer.lr=0.01,0.02 seed=0,1
+  scaledl train -m sweep=tpe_asha experiment=mlp/digits hydra.sweeper.n_trials=40
 """
 
 
@@ -221,6 +224,10 @@ def _number(kind: type, low: float, high: float = math.inf) -> Callable[[str], f
 def _train(arguments: argparse.Namespace) -> int:
     folders, words = _folders(arguments), arguments.overrides
     if arguments.multirun and arguments.trial is None:
+        if _is_search(arguments):
+            from scaledl.sweep.start import search
+
+            return search(words, folders, _allowed(arguments))
         from scaledl.sweep.local import sweep
 
         return sweep(words, folders, _allowed(arguments))
@@ -232,6 +239,10 @@ def _train(arguments: argparse.Namespace) -> int:
 
     train(words, folders, _allowed(arguments))
     return 0
+
+
+def _is_search(arguments: argparse.Namespace) -> bool:
+    return any(word.startswith("sweep=") for word in arguments.overrides)
 
 
 def _resume(arguments: argparse.Namespace) -> int:
@@ -248,6 +259,11 @@ def _show(arguments: argparse.Namespace) -> int:
 
     from scaledl.train import composed
 
+    if arguments.multirun and _is_search(arguments):
+        from scaledl.sweep.start import settings_of
+
+        print(settings_of(arguments.overrides, folders, _allowed(arguments)), end="")
+        return 0
     if arguments.multirun:
         from scaledl.sweep.grid import trials
 

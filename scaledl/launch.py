@@ -36,7 +36,7 @@ def check(
         ValueError: model, task, data and strategy do not fit.
     """
     found = []
-    with _as_on(nodes, ranks_per_node):
+    with as_on(nodes, ranks_per_node):
         every = [trial.words for trial in trials(words, folders, allowed)] if multirun else [words]
         for own in every:
             config = train.composed(own, folders, allowed)
@@ -135,7 +135,7 @@ def _take_back(home: Path, run_dirs: list[Path]) -> None:
 
 
 @contextmanager
-def _as_on(nodes: int, ranks_per_node: int) -> Iterator[None]:
+def as_on(nodes: int, ranks_per_node: int) -> Iterator[None]:
     """Rules about ranks see those of the job to come."""
     before = os.environ.copy()
     os.environ |= {"WORLD_SIZE": str(nodes * ranks_per_node), "LOCAL_WORLD_SIZE": str(ranks_per_node)}

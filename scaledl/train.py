@@ -141,7 +141,7 @@ def run(config: DictConfig) -> float | None:
             federated.fit(resumed_from)
         else:
             trainer.fit(task, datamodule=data, ckpt_path=str(resumed_from) if resumed_from else None, weights_only=True)
-        status = "completed"
+        status = next(filter(None, (getattr(c, "outcome", None) for c in trainer.callbacks)), "completed")  # type: ignore[attr-defined]
     except Preempted:
         status = "preempted"
         raise

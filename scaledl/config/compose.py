@@ -1,5 +1,6 @@
 """From the words of a command line to a config, with every problem of the words found at once."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -52,10 +53,25 @@ def change(config: DictConfig, words: list[str], folders: list[Path]) -> list[st
             continue
         value = override.value()
         if _is_choice(override, folders):
-            value = OmegaConf.select(_hydra(f"{override.key_or_group}/{value}", [], folders), place)
+            value = choose(override.key_or_group, str(value), folders)
         with flag_override(config, ["struct", "readonly"], False):
             OmegaConf.update(config, place, value, merge=False)
     return problems
+
+
+def choose(group: str, choice: str, folders: list[Path], lines: Sequence[str] = ()) -> DictConfig:
+    """The file `choice` of conf/<group>, composed by itself.
+
+    Args:
+        lines: of Hydra's grammar, as they stand.
+
+    Raises:
+        ConfigError: it cannot be composed.
+    """
+    try:
+        return OmegaConf.select(_hydra(f"{group}/{choice}", list(lines), folders), group.replace("/", "."))
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError([f"{group}={choice}: {_reason(error)}"]) from error
 
 
 def _parse(words: list[str], folders: list[Path]) -> tuple[list[Override], list[str]]:
@@ -103,6 +119,8 @@ def _line(override: Override, folders: list[Path]) -> str:
 
 def _problem(override: Override, folders: list[Path]) -> str | None:
     key, line = override.key_or_group.split("@")[0], override.input_line
+    if key == "sweep":
+        return f"{line}: a search is started by `scaledl train -m`; hydra/launcher=slurm makes each trial a Slurm job"
     if override.is_sweep_override():
         return f"{line}: several values; give one, or quote it if the comma belongs to it"
     if key.startswith("hydra"):

@@ -48,7 +48,12 @@ def wandb_offline() -> bool:
 
 
 def wandb_id(run_dir: str) -> str | None:
-    """What the run's directory holds for all its attempts; None offline, where the client can resume nothing."""
+    """What the run's directory holds for all its attempts; None offline, where the client can resume nothing.
+
+    An agent of a W&B sweep has named the run already.
+    """
+    if os.environ.get("WANDB_SWEEP_ID"):
+        return os.environ.get("WANDB_RUN_ID")
     kept = Path(run_dir) / WANDB_ID
     return kept.read_text() if kept.is_file() and not wandb_offline() else None
 

@@ -34,6 +34,7 @@ ALLOWED = (
     "lightning.pytorch.callbacks",
     "lightning.pytorch.loggers",
     "lightning.pytorch.profilers",
+    "optuna.pruners",
     "wandb.Settings",
     "wandb.sdk.wandb_settings.Settings",
 )

@@ -1,0 +1,69 @@
+"""A trial of a sweep that falls behind the others ends early, on all its ranks together."""
+
+import json
+import os
+import warnings
+
+import lightning.pytorch as pl
+import optuna
+from optuna.pruners import BasePruner
+from optuna.trial import Trial
+
+from scaledl.distributed import group
+from scaledl.sweep.storage import OUTAGE, TRIAL, connect
+
+
+class Pruning(pl.Callback):
+    """Rank 0 tells the sweep's study what each validation gave, and asks whether to go on; all ranks hear the answer.
+
+    The n-th validation is the pruner's step n, whatever the interval. Outside a sweep this does nothing.
+
+    Args:
+        monitor: the metric of the validation.
+        pruner: who decides.
+
+    Raises:
+        ValueError: the validation has no such metric.
+    """
+
+    def __init__(self, monitor: str, pruner: BasePruner):
+        self.monitor, self.pruner = monitor, pruner
+        self.outcome: str | None = None  # the run's status, if it is this that ends it
+        self._trial: Trial | None = None
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn != "fit" or TRIAL not in os.environ:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            known = ", ".join(name for name in trainer.callback_metrics if name.startswith("val/"))
+            raise ValueError(
+                f"callbacks.pruning.monitor={self.monitor} is no metric of the validation; there are: {known}"
+            )
+        every = max(1, int(trainer.val_check_interval) // trainer.accumulate_grad_batches)
+        validation = -(-trainer.global_step // every)
+        behind = group.agreed(lambda: self._behind(float(trainer.callback_metrics[self.monitor]), validation))
+        if behind and trainer.global_step < trainer.max_steps:
+            self.outcome = "pruned"
+            trainer.should_stop = True
+            if trainer.is_global_zero:
+                warnings.warn(
+                    f"step {trainer.global_step}: pruned, for it falls behind the sweep's others", stacklevel=2
+                )
+
+    def _behind(self, value: float, validation: int) -> bool:
+        try:
+            if self._trial is None:
+                told = json.loads(os.environ[TRIAL])
+                study = optuna.load_study(
+                    study_name=told["study"], storage=connect(told["storage"]), pruner=self.pruner
+                )
+                self._trial = Trial(study, told["id"])
+            with warnings.catch_warnings():  # after a resume the step may be there already
+                warnings.simplefilter("ignore")
+                self._trial.report(value, validation)
+            return self._trial.should_prune()
+        except (*OUTAGE, OSError) as error:
+            warnings.warn(
+                f"the sweep's storage does not answer, so this trial goes on: {type(error).__name__}", stacklevel=2
+            )
+            return False

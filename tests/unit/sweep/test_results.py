@@ -1,0 +1,129 @@
+"""What a sweep leaves: outcome of a trial, best config, front, interval, page."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
+
+from scaledl.config.compose import compose
+from scaledl.config.folders import CONF
+from scaledl.sweep import best, confirm, grid_results, report, results
+from scaledl.sweep.outcome import outcome_of
+from scaledl.sweep.results import Result, Results
+
+SPACE = {
+    "optimizer.lr": distribution_to_json(FloatDistribution(1e-4, 1e-1, log=True)),
+    "optimizer": distribution_to_json(CategoricalDistribution(["adam", "sgd"])),
+}
+
+
+def found(objectives: dict[str, str], values: list[list[float] | None]) -> Results:
+    trials = [
+        Result(
+            number,
+            "completed" if value else "failed",
+            {"optimizer.lr": 0.001 * (number + 1), "optimizer": ["adam", "sgd"][number % 2]},
+            value,
+            {"1": 1.0, "2": 0.5},
+            None if value else "CUDA out of memory <b>",
+        )
+        for number, value in enumerate(values)
+    ]
+    words = ["experiment=mlp/digits", "model.hidden_dims=[8,8]", "~callbacks.curves", "data.nudged=true"]
+    return Results("tpe", "mlp/digits", objectives, words, SPACE, trials)
+
+
+def test_best_is_an_experiment_that_composes_to_the_trials_config(tmp_path: Path) -> None:
+    told = found({"val/acc": "max"}, [[0.5], None, [0.75], [0.25]])
+    assert best.write(told, tmp_path) == [tmp_path / "experiment" / "best.yaml"]
+    config, problems = compose(["experiment=best"], [tmp_path, CONF])
+    trial, more = compose([*told.words, "optimizer.lr=0.003", "optimizer=adam"], [CONF])
+    assert not problems + more
+    for group in ("model", "data", "optimizer", "trainer", "task", "strategy", "scheduler"):
+        assert config[group] == trial[group], group
+    assert config.optimizer.lr == 0.003
+    assert config.callbacks.curves is None
+    assert "result: val/acc 0.75" in (tmp_path / "experiment" / "best.yaml").read_text()
+
+
+def test_the_front_holds_what_no_other_dominates(tmp_path: Path) -> None:
+    told = found({"val/acc": "max", "num_parameters": "min"}, [[0.5, 10], [0.6, 10], [0.7, 20], [0.4, 30], None])
+    assert [each.trial for each in told.front()] == [1, 2]
+    written = best.write(told, tmp_path)
+    assert [path.name for path in written] == ["pareto_0001.yaml", "pareto_0002.yaml"]
+    assert yaml.safe_load(written[1].read_text())["optimizer"]["lr"] == 0.003
+
+
+def test_results_come_back_from_their_file(tmp_path: Path) -> None:
+    told = found({"val/acc": "max"}, [[0.5], None])
+    results.write(told, tmp_path)
+    assert results.read(tmp_path) == told
+    with pytest.raises(FileNotFoundError, match="holds no"):
+        results.read(tmp_path / "elsewhere")
+
+
+def test_the_interval_is_students() -> None:
+    compared = confirm.compare("val/loss", "min", [1, 2, 3], winner=[1.0, 1.0, 1.0], default=[2.0, 3.0, 4.0])
+    assert compared.better == pytest.approx(2.0)
+    half = 4.302653 * 1.0 / 3**0.5  # t of 2 degrees of freedom, at 0.975
+    assert (compared.low, compared.high) == pytest.approx((2 - half, 2 + half))
+    assert "not told apart" in compared.words()
+    assert "better" in confirm.compare("val/acc", "max", [1, 2, 3], [0.9, 0.91, 0.92], [0.5, 0.5, 0.5]).words()
+
+
+@pytest.mark.parametrize("objectives", [{"val/acc": "max"}, {"val/acc": "max", "num_parameters": "min"}])
+def test_the_page_needs_nothing_else(tmp_path: Path, objectives: dict[str, str]) -> None:
+    values = [[number / 10, 100.0 - number][: len(objectives)] for number in range(8)]
+    told = found(objectives, [*values, None])
+    results.write(told, tmp_path)
+    page = report.write_report(tmp_path).read_text()
+    for heading in ("Best configs", "Importance", "Parallel coordinates", "Failed"):
+        assert heading in page
+    assert ("Pareto front" in page) == (len(objectives) == 2)
+    assert "CUDA out of memory &lt;b&gt;" in page
+    assert "<script" not in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_importance_finds_the_parameter_that_matters() -> None:
+    told = found({"val/acc": "max"}, [[float(number % 2)] for number in range(16)])
+    shares = report.importance(told)
+    assert shares["optimizer"] > 0.9
+
+
+def test_the_outcome_of_a_trial(tmp_path: Path) -> None:
+    objectives = ["val/acc"]
+    (tmp_path / "log.txt").write_text("noise\nscaledl: an earlier attempt\n")
+    begins = (tmp_path / "log.txt").stat().st_size
+    with open(tmp_path / "log.txt", "a") as log:
+        log.write("Traceback of torchrun\nscaledl: rank 1: no memory\n[E] more of torchrun\n")
+    assert outcome_of(tmp_path, objectives, begins).message == "scaledl: rank 1: no memory"
+    summary = {"status": "completed", "best": {"metric": "val/acc", "value": 0.5, "step": 1}, "metrics": {}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary | {"num_parameters": 7}))
+    assert outcome_of(tmp_path, [*objectives, "num_parameters"]).values == [0.5, 7.0]
+    wrong = outcome_of(tmp_path, ["val/los"])
+    assert wrong.status == "failed"
+    assert "no finite val/los" in (wrong.message or "")
+    (tmp_path / "summary.json").write_text(json.dumps(summary | {"status": "pruned"}))
+    assert outcome_of(tmp_path, objectives).status == "pruned"
+
+
+def test_a_grid_is_read_from_its_trials(tmp_path: Path) -> None:
+    for number, (lr, accuracy) in enumerate([(0.1, 0.5), (0.2, 0.75), (0.3, None)]):
+        trial = tmp_path / f"trial_{number:04d}"
+        trial.mkdir()
+        config = {"experiment": "mlp/xor", "monitor": "val/acc", "mode": "max", "optimizer": {"lr": lr}, "seed": 0}
+        (trial / "config.yaml").write_text(yaml.safe_dump(config | {"run_dir": str(trial), "run_id": str(number)}))
+        best = {"metric": "val/acc", "value": accuracy, "step": 1}
+        if accuracy:
+            (trial / "summary.json").write_text(json.dumps({"status": "completed", "best": best, "metrics": {}}))
+    told = grid_results.read(tmp_path)
+    assert list(told.space) == ["optimizer.lr"]
+    assert [each.status for each in told.trials] == ["completed", "completed", "failed"]
+    assert told.completed()[0].params == {"optimizer.lr": "0.2"}
+    assert report.is_sweep(tmp_path)
+    assert "Failed" in report.write_report(tmp_path).read_text()
+    with pytest.raises(FileNotFoundError, match="is no sweep"):
+        report.write_report(tmp_path / "trial_0000")

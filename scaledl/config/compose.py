@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra import compose as hydra_compose
@@ -51,7 +52,7 @@ def change(config: DictConfig, words: list[str], folders: list[Path]) -> list[st
         if place == "experiment":
             problems.append(f"{override.input_line}: a run keeps its experiment; start a new run for another one")
             continue
-        value = override.value()
+        value: Any = override.value()
         if _is_choice(override, folders):
             value = choose(override.key_or_group, str(value), folders)
         with flag_override(config, ["struct", "readonly"], False):

@@ -27,15 +27,16 @@ def meet(store: Store, rank: int, world_size: int, timeout: timedelta) -> Prefix
         name = store.get(mine).decode()
         store.add(_CAME.format(name), 1)
         return PrefixStore(name, store)
+    answered: dict[int, str] = {}
     deadline = time.monotonic() + timeout.total_seconds()
     while (came := 1 + store.add(_CAME.format(mine), 0)) < world_size:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{came} of {world_size} ranks came within {timeout}; look at the others' output")
         for other in range(1, world_size):
             key = _ASKS.format(other)
-            if store.check([key]):
-                question = store.get(key).decode()
-                store.delete_key(key)
+            # Nothing is deleted: between reading and deleting, another question may have come, and would be lost.
+            if store.check([key]) and (question := store.get(key).decode()) != answered.get(other):
                 store.set(question, mine)
+                answered[other] = question
         time.sleep(POLL_SECONDS)
     return PrefixStore(mine, store)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+pytest_plugins = ["tests.databases"]
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "scaledl"]
 

@@ -6,6 +6,7 @@ import warnings
 
 import lightning.pytorch as pl
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.trial import Trial
 
@@ -58,12 +59,34 @@ class Pruning(pl.Callback):
                     study_name=told["study"], storage=connect(told["storage"]), pruner=self.pruner
                 )
                 self._trial = Trial(study, told["id"])
-            with warnings.catch_warnings():  # after a resume the step may be there already
-                warnings.simplefilter("ignore")
-                self._trial.report(value, validation)
-            return self._trial.should_prune()
+            try:
+                return self._asked(value, validation)
+            except UpdateFinishedTrialError:  # its worker was lost: another one waits for this launch now
+                self._trial = _latest_attempt(self._trial)
+                return self._asked(value, validation)
+        except UpdateFinishedTrialError:  # and that one's place is filled
+            return False
         except (*OUTAGE, OSError) as error:
             warnings.warn(
                 f"the sweep's storage does not answer, so this trial goes on: {type(error).__name__}", stacklevel=2
             )
             return False
+
+    def _asked(self, value: float, validation: int) -> bool:
+        assert self._trial is not None
+        with warnings.catch_warnings():  # after a resume the step may be there already
+            warnings.simplefilter("ignore")
+            self._trial.report(value, validation)
+        return self._trial.should_prune()
+
+
+def _latest_attempt(trial: Trial) -> Trial:
+    followers = {
+        each.user_attrs["follows"]: each
+        for each in reversed(trial.study.get_trials(deepcopy=False))
+        if "follows" in each.user_attrs
+    }
+    number, found = trial.number, trial._trial_id
+    while number in followers:
+        number, found = followers[number].number, followers[number]._trial_id
+    return Trial(trial.study, found)

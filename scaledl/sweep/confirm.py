@@ -44,13 +44,15 @@ def confirm(
     results: Results, folder: Path, launcher: Launcher, options: list[str], config: DictConfig, count: int
 ) -> int:
     """Train winner and default with `count` seeds that the search has not used; 1 if a run failed."""
-    winner = words_of(results.completed()[0].params)
+    best = results.completed()[0]
+    winner = words_of(best.params)
     seeds = [int(config.seed) + 1 + number for number in range(count)]
     metric = next(iter(results.objectives))
     values: dict[str, list[float]] = {"winner": [], "default": []}
     for seed in seeds:
         for name, own in (("winner", winner), ("default", [])):
-            run_dir = folder / "winner" / f"{name}-seed-{seed}"
+            of = f"trial_{best.trial:04d}" if own else name  # a sweep that goes on may have another winner
+            run_dir = folder / "winner" / f"{of}-seed-{seed}"
             run_dir.mkdir(parents=True, exist_ok=True)
             summary = run_directory.read_summary(run_dir)
             if summary is None or summary["status"] != "completed":

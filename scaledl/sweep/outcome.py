@@ -13,7 +13,7 @@ LAST_LINES, LONGEST = 5, 600
 
 @dataclass
 class Outcome:
-    status: str  # completed | pruned | failed
+    status: str  # completed | pruned | failed | preempted
     values: list[float] | None = None
     message: str | None = None
 
@@ -26,8 +26,8 @@ def outcome_of(run_dir: Path, objectives: Iterable[str], log_from: int = 0) -> O
     """
     summary = run_directory.read_summary(run_dir)
     status = summary["status"] if summary else "failed"
-    if status == "pruned":
-        return Outcome("pruned")
+    if status in ("pruned", "preempted"):
+        return Outcome(status)
     if summary is None or status != "completed":
         return Outcome("failed", message=last_words(run_dir / "log.txt", log_from))
     values = []

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from scaledl import atomic
 from scaledl.sweep.search import latest
 from scaledl.sweep.space import Space
+from scaledl.sweep.storage import patiently
 
 NAME = "results.json"
 _STATUS = {
@@ -98,7 +99,8 @@ def directions(objectives: dict[str, str]) -> list[str]:
 def collect(
     study: Study, sweep: str, experiment: str, objectives: dict[str, str], words: list[str], space: Space
 ) -> Results:
-    every = [_result(place, trial) for place, trial in enumerate(latest(study.get_trials(deepcopy=False)))]
+    trials = patiently(lambda: study.get_trials(deepcopy=False))
+    every = [_result(place, trial) for place, trial in enumerate(latest(trials))]
     told = {name: distribution_to_json(distribution) for name, distribution in space.items()}
     return Results(sweep, experiment, objectives, words, told, every)
 

@@ -1,8 +1,9 @@
 """The trials of a sweep, shared by all its workers through one study: who takes which, what became of it.
 
 A *place* is one of the n_trials, and the number of its directory. It is filled by an attempt, a trial of Optuna's
-study, and where the worker of that is lost, by another one with the same parameters. Only the change of a trial's
-state decides between workers, because the database lets one of them make it.
+study, and where the worker of that is lost, by another one with the same parameters, which follows it. Only the
+change of a trial's state and the order of the trials' numbers decide between workers, because the database lets one of
+them make the first, and the second is the same for all. So a worker may be killed between any two of these lines.
 """
 
 import math
@@ -110,16 +111,28 @@ class Search:
             patiently(lambda: self.study.set_user_attr(asking, False))
 
     def _claim(self, trial: Trial) -> Attempt | None:
-        attributes = trial.user_attrs
+        every, attributes = self.trials(), trial.user_attrs
         again = "place" in attributes
-        place = attributes["place"] if again else _firsts_before(self.trials(), trial.number)
-        if not again and place >= self.n_trials:  # another worker asked for the last place at the same moment
-            trial.set_user_attr("surplus", True)
-            self._end(trial.number, TrialState.FAIL)
+        place = attributes["place"] if again else _firsts_before(every, trial.number)
+        if "follows" in attributes:
+            self._end(attributes["follows"], TrialState.FAIL)  # unless that was done when it was queued
+        # Another worker asked for the last place at the same moment, or queued the same trial again.
+        if place >= self.n_trials or (again and self._superseded(every, trial.number, attributes["follows"])):
+            self._drop(trial)
             return None
         trial.set_user_attr("place", place)
         trial.set_user_attr("worker", this_worker())
         return Attempt(trial, place, again)
+
+    def _superseded(self, every: Sequence[FrozenTrial], number: int, followed: int) -> bool:
+        before = next(each for each in self.trials() if each.number == followed)
+        ended = before.state in (TrialState.COMPLETE, TrialState.PRUNED) or "error" in before.user_attrs
+        return ended or _follower(every, followed) != number
+
+    def _drop(self, trial: Trial) -> None:
+        """Of a trial that fills no place nothing shall be seen."""
+        trial.set_user_attr("surplus", True)
+        self._end(trial.number, TrialState.FAIL)
 
     def beat(self, attempt: Attempt) -> bool:
         """Show that this worker lives; False if the trial was thought lost and is another's now."""
@@ -153,8 +166,13 @@ class Search:
         """Queue the trials of lost workers again; one that has lost too many has failed."""
         told = patiently(lambda: self.study.user_attrs)
         askers = [key.removeprefix("asking ") for key, value in told.items() if key.startswith("asking ") and value]
-        for trial in self.trials():
+        every = self.trials()
+        for trial in every:
             if trial.state != TrialState.RUNNING or not self._watch.lost(trial.number, trial.user_attrs, askers):
+                continue
+            place = trial.user_attrs.get("place", _firsts_before(every, trial.number))
+            if place >= self.n_trials or trial.user_attrs.get("surplus"):  # lost before it could be dropped
+                self._drop(Trial(self.study, trial._trial_id))
                 continue
             lost = trial.user_attrs.get("lost", 0) + 1
             if lost <= self.max_retries:
@@ -165,20 +183,20 @@ class Search:
             self.fail(dead, f"its worker was lost {lost} times: killed, out of memory, or a machine that went away")
 
     def _again(self, trial: FrozenTrial, lost: int) -> bool:
-        """Whether it was this worker that queued the trial again."""
-        place = trial.user_attrs.get("place", _firsts_before(self.trials(), trial.number))
-        if not self._end(trial.number, TrialState.FAIL):
-            return False
-        again = create_trial(
-            state=TrialState.WAITING,
-            params=trial.params,
-            distributions=trial.distributions,
-            user_attrs={"place": place, "lost": lost, "again": True},
-            system_attrs=trial.system_attrs,
-            intermediate_values=trial.intermediate_values,
-        )
-        patiently(lambda: self.study.add_trial(again))
-        return True
+        """Whether it was this worker that queued the trial again: first the new attempt, then the old one's end."""
+        every = self.trials()
+        if _follower(every, trial.number) is None:
+            place = trial.user_attrs.get("place", _firsts_before(every, trial.number))
+            again = create_trial(
+                state=TrialState.WAITING,
+                params=trial.params,
+                distributions=trial.distributions,
+                user_attrs={"place": place, "lost": lost, "again": True, "follows": trial.number},
+                system_attrs=trial.system_attrs,
+                intermediate_values=trial.intermediate_values,
+            )
+            patiently(lambda: self.study.add_trial(again))
+        return self._end(trial.number, TrialState.FAIL)
 
     def _end(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Whether it was this worker that ended the trial."""
@@ -203,6 +221,11 @@ def latest(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         found[attributes.get("place", firsts)] = trial
         firsts += not attributes.get("again")
     return [found[place] for place in sorted(found)]
+
+
+def _follower(trials: Sequence[FrozenTrial], followed: int) -> int | None:
+    """The number of the attempt that goes on with a trial: the first, where two workers have queued one."""
+    return next((trial.number for trial in trials if trial.user_attrs.get("follows") == followed), None)
 
 
 def _firsts_before(trials: Sequence[FrozenTrial], number: int) -> int:

@@ -33,8 +33,12 @@ def _started(pid: int) -> str | None:
 
 def gone(worker: str) -> bool:
     """Whether it was a process of this machine and has ended; of another machine's nothing is known."""
-    machine, pid, started = worker.rsplit(" ", 2)
-    return machine == _machine() != "unknown" and started != str(_started(int(pid)))
+    _, pid, started = worker.rsplit(" ", 2)
+    return _is_here(worker) and started != str(_started(int(pid)))
+
+
+def _is_here(worker: str) -> bool:
+    return worker.rsplit(" ", 2)[0] == _machine() != "unknown"
 
 
 class Watch:
@@ -47,6 +51,7 @@ class Watch:
     def __init__(self, patience: float):
         self.patience = patience
         self._seen: dict[int, tuple[Any, float]] = {}
+        self._looked = time.monotonic()
 
     def lost(self, trial: int, attributes: Mapping[str, Any], askers: Iterable[str]) -> bool:
         """Whether a running trial has no worker any more.
@@ -55,9 +60,12 @@ class Watch:
             askers: workers that had asked for a trial, and not yet named it their own, before this one was read.
         """
         worker = attributes.get("worker")
-        if worker and gone(worker):
-            return True
+        if worker and _is_here(worker):
+            return gone(worker)  # one that lives may have been without the database as long as this one was
         now = time.monotonic()
+        if now - self._looked > self.patience / 2:  # so long this process saw nothing: no one's heart has stopped yet
+            self._seen.clear()
+        self._looked = now
         beat = (worker, attributes.get("heartbeat"))
         before, since = self._seen.get(trial, (None, now))
         if before != beat:

@@ -12,6 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from scaledl.config.validate import ConfigError
 
 Space = dict[str, BaseDistribution]
+STORAGE = "hydra.sweeper.storage"
 
 
 def parse(word: str) -> Override:
@@ -22,6 +23,11 @@ def parse(word: str) -> Override:
     try:
         return OverridesParser.create().parse_override(word)
     except HydraException as error:
+        key = word.partition("=")[0]
+        if key == STORAGE:  # it may hold a password
+            raise ConfigError(
+                [f"{key}: not in Hydra's grammar; put it into quotes, or into SCALEDL_SWEEP_STORAGE"]
+            ) from None
         raise ConfigError([f"{word}: not in the form key=value ({str(error).splitlines()[0]})"]) from error
 
 

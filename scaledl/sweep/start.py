@@ -22,7 +22,7 @@ from scaledl.sweep import best, confirm, results, storage, tables
 from scaledl.sweep.launchers import Launcher, end_with_parent
 from scaledl.sweep.search import Search, open_study
 from scaledl.sweep.settings import Asked, read
-from scaledl.sweep.space import Space, corners, space_of, words_of
+from scaledl.sweep.space import STORAGE, Space, corners, space_of, words_of
 from scaledl.sweep.worker import Worker
 
 SLOT = "SCALEDL_SWEEP_SLOT"  # environment of a worker that the first one of a machine has started
@@ -144,6 +144,13 @@ def _study(found: Sweep, url: str) -> optuna.Study:
         **{f"space of {key}": json.loads(distribution_to_json(each)) for key, each in found.space.items()},
     }
     before = study.user_attrs.get(_FACTS)
+    if before is None and any(found.folder.glob("trial_*/config.yaml")):
+        raise ConfigError(
+            [
+                f"{found.folder} holds trials, but the study {name} in its database holds none: bring the database "
+                "back, or choose another hydra.sweep.dir"
+            ]
+        )
     if before is None:
         study.set_user_attr(_FACTS, facts)
     elif before != facts:
@@ -189,7 +196,7 @@ def _work(found: Sweep, study: optuna.Study, url: str, slot: int, words: list[st
 
 def _others(found: Sweep, words: list[str]) -> list[subprocess.Popen[bytes]]:
     """The other workers of this machine."""
-    given = [word for word in words if not word.startswith("hydra.sweep.dir=")]
+    given = [word for word in words if not word.startswith(("hydra.sweep.dir=", f"{STORAGE}="))]
     command = [
         sys.executable,
         "-m",
@@ -200,8 +207,11 @@ def _others(found: Sweep, words: list[str]) -> list[subprocess.Popen[bytes]]:
         *given,
         f"hydra.sweep.dir={found.folder}",
     ]
+    own = dict(os.environ)
+    if found.asked.settings.storage:  # not among the words, which every user of the machine can read
+        own["SCALEDL_SWEEP_STORAGE"] = found.asked.settings.storage
     return [
-        subprocess.Popen(command, env=os.environ | {SLOT: str(slot)}, preexec_fn=end_with_parent)
+        subprocess.Popen(command, env=own | {SLOT: str(slot)}, preexec_fn=end_with_parent)
         for slot in range(1, found.launcher.jobs())
     ]
 

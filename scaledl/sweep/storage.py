@@ -12,6 +12,14 @@ from sqlalchemy import URL, event, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, ProgrammingError
 
 T = TypeVar("T")
+# A server that went away without a word is noticed in about a minute, not after the two hours that TCP may take.
+_OF_A_LOST_CONNECTION = {
+    "connect_timeout": 15,
+    "keepalives_idle": 20,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,  # milliseconds
+}
 TRIAL = "SCALEDL_TRIAL"  # environment: the study and number of a trial, with its URL, which no config or log shall hold
 # The last two: another worker has created the same tables at the same moment.
 OUTAGE = (OperationalError, StorageInternalError, IntegrityError, ProgrammingError)
@@ -27,10 +35,10 @@ def url_of(storage: str | None, folder: Path) -> str:
         return URL.create("sqlite", database=str(folder.absolute() / "study.db")).render_as_string()
     try:
         url = make_url(given)
-    except ArgumentError as error:  # whose message would show a password
+    except (ArgumentError, ValueError):  # whose message would show a password
         raise ValueError(
             "hydra.sweeper.storage is no URL of a database; give one such as postgresql://user@host/name"
-        ) from error
+        ) from None
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
     return url.render_as_string(hide_password=False)
@@ -60,7 +68,8 @@ def connect(url: str) -> RDBStorage:
 
 def _open(url: str) -> RDBStorage:
     if not url.startswith("sqlite"):
-        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        patience = _OF_A_LOST_CONNECTION if url.startswith("postgresql+psycopg") else {}
+        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True, "connect_args": patience})
     storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
     # Python's driver begins a transaction at the first write only: two workers could both read that a trial is free.
     event.listen(storage.engine, "connect", lambda connection, record: setattr(connection, "isolation_level", None))

@@ -94,7 +94,11 @@ class Worker:
             raise
         if not self._follow(attempt, started):
             return None
-        return outcome_of(folder, self.objectives, begins)
+        outcome = outcome_of(folder, self.objectives, begins)
+        if outcome.status == "preempted" or (self.received and outcome.status == "failed"):
+            self.search.give_back(attempt)  # the signal has reached the trial, too, and maybe sooner
+            return None
+        return outcome
 
     def _follow(self, attempt: Attempt, started: Started) -> bool:
         """Whether the launch has ended by itself."""

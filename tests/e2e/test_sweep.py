@@ -92,6 +92,21 @@ def test_a_trial_of_two_ranks_that_crashes_is_one_failed_trial(scaledl, tmp_path
     assert list(found["0.01"].validations) == ["1", "2", "3", "4"]
 
 
+def test_two_workers_share_a_study_on_a_server(scaledl, environment, tmp_path: Path, postgres: str) -> None:
+    environment["SCALEDL_SWEEP_STORAGE"] = postgres
+    words = [*SWEEP, "sweep=random", "hydra.sweeper.n_trials=3", "hydra.launcher.n_jobs=2"]
+    said = scaledl(*words).stdout
+    assert [each.status for each in read(tmp_path / "sweep").trials] == ["completed"] * 3
+    assert not (tmp_path / "sweep" / "study.db").exists()
+    more = scaledl(*words, "hydra.sweeper.n_trials=4").stdout
+    assert "3 of 4 trials are finished" in more
+    assert [each.status for each in read(tmp_path / "sweep").trials] == ["completed"] * 4
+    password = postgres.partition("@")[0].rpartition(":")[2]
+    assert password not in said + more
+    written = [path for path in (tmp_path / "sweep").rglob("*") if path.is_file()]
+    assert not [path for path in written if password.encode() in path.read_bytes()]
+
+
 def test_an_agent_of_weights_and_biases_runs_our_program(environment, tmp_path: Path) -> None:
     agent = f"""
 import sys, yaml

@@ -34,6 +34,14 @@ def test_a_wrong_space_is_refused(words: list[str], expected: str, tmp_path: Pat
     assert not (tmp_path / "sweep").exists()
 
 
+def test_trials_without_their_database_are_not_trained_over(tmp_path: Path) -> None:
+    (tmp_path / "trial_0000").mkdir()
+    (tmp_path / "trial_0000" / "config.yaml").write_text("seed: 1\n")
+    with pytest.raises(ConfigError, match=r"holds trials, but the study mlp/digits/.* in its database holds none"):
+        search([*DIGITS, f"hydra.sweep.dir={tmp_path}"], [CONF], [])
+    assert not (tmp_path / "trial_0001").exists()
+
+
 def test_settings_are_shown_without_secrets() -> None:
     storage = "hydra.sweeper.storage=postgresql://me:secret@host/name"
     said = settings_of([*DIGITS, storage, "hydra.sweeper.n_trials=7"], [CONF], [])

@@ -8,9 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import optuna
 import pytest
+from optuna.distributions import FloatDistribution
 
+from scaledl.sweep.launchers import Local, Processes
 from scaledl.sweep.results import Results, collect
+from scaledl.sweep.search import Search, open_study
+from scaledl.sweep.worker import Worker
 
 N_TRIALS = 24
 START = [sys.executable, str(Path(__file__).parent / "worker.py")]
@@ -36,8 +41,6 @@ class Workers:
             time.sleep(0.02)
 
     def results(self) -> Results:
-        import optuna
-
         from scaledl.sweep.storage import connect
 
         study = optuna.load_study(study_name="s", storage=connect(self.url))
@@ -116,3 +119,33 @@ def test_a_worker_that_is_told_to_stop_gives_its_trial_back(workers: Workers) ->
     last = workers.start(n_trials=3, seconds=0.1)
     assert last.wait(60) == 0
     check(workers, 3)
+
+
+PREEMPTED_ONCE = """
+import json, os, sys
+words = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
+begun = words["run_dir"] + "/begun"
+status = "completed" if os.path.exists(begun) else "preempted"
+open(begun, "a").write("x")
+best = {"metric": "val/loss", "value": 0.5, "step": 1}
+with open(words["run_dir"] + "/summary.json", "w") as file:
+    json.dump({"status": status, "best": best, "metrics": {}}, file)
+"""
+
+
+def test_a_preempted_trial_is_no_failure(tmp_path: Path) -> None:
+    class Preempting(Local):
+        def __init__(self) -> None:
+            pass
+
+        def start(self, words, folder, slot, environment):
+            return Processes([sys.executable, "-S", "-c", PREEMPTED_ONCE, *words], environment, folder)
+
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    study = open_study(url, "s", optuna.samplers.RandomSampler(0), optuna.pruners.NopPruner(), ["minimize"])
+    search = Search(study, {"x": FloatDistribution(-1, 1)}, 2)
+    said: list[str] = []
+    worker = Worker(search, Preempting(), 0, tmp_path, ["train"], ["val/loss"], url, 1, 1.0, say=said.append)
+    assert worker.run() == 0, said
+    assert [trial.state.name for trial in search.places()] == ["COMPLETE", "COMPLETE"]
+    assert not any("failed" in line for line in said)

@@ -38,7 +38,7 @@ def test_a_trial_of_two_ranks_is_pruned_on_both(environment: dict[str, str], tmp
         "callbacks.pruning._target_=scaledl.callbacks.pruning.Pruning",
         "callbacks.pruning.monitor=val/loss",
         "callbacks.pruning.pruner._target_=optuna.pruners.MedianPruner",
-        "callbacks.pruning.pruner.n_warmup_steps=1",
+        "callbacks.pruning.pruner.n_warmup_steps=2",
         folder=tmp_path,
         environment=environment | {TRIAL: json.dumps(told)},
     )

@@ -18,8 +18,9 @@ from scaledl import atomic, build, launch, train
 from scaledl.config import resolvers
 from scaledl.config.validate import ConfigError
 from scaledl.distributed import group
+from scaledl.processes import ends_with_parent
 from scaledl.sweep import best, confirm, results, storage, tables
-from scaledl.sweep.launchers import Launcher, end_with_parent
+from scaledl.sweep.launchers import Launcher
 from scaledl.sweep.search import Search, open_study
 from scaledl.sweep.settings import Asked, read
 from scaledl.sweep.space import Space, corners, space_of, words_of
@@ -201,7 +202,7 @@ def _others(found: Sweep, words: list[str]) -> list[subprocess.Popen[bytes]]:
         f"hydra.sweep.dir={found.folder}",
     ]
     return [
-        subprocess.Popen(command, env=os.environ | {SLOT: str(slot)}, preexec_fn=end_with_parent)
+        subprocess.Popen(command, env=os.environ | {SLOT: str(slot)}, preexec_fn=ends_with_parent())
         for slot in range(1, found.launcher.jobs())
     ]
 

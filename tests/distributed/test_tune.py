@@ -32,3 +32,22 @@ def test_sizes_are_tried_on_all_ranks(strategy: str, environment, tmp_path: Path
     tried = json.loads((tmp_path / RUNS / "a" / "batch_finder.json").read_text())["tried"]
     assert [each["size"] for each in tried] == [1, 2, 4]
     assert not any(each["reason"] for each in tried)
+
+
+MINE = """
+import os
+from scaledl.models.mlp import MLP
+from scaledl.tune import measure
+if os.environ["RANK"] == "1":
+    measure.host_memory = lambda: 2000
+"""
+
+
+def test_the_rank_with_the_least_memory_ends_the_search_on_all(environment, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    words = ["find-batch", "--allow", "mine", "experiment=mlp/circles", "model._target_=mine.MLP", "--steps", "1"]
+    launch(2, *words, "run_id=a", "strategy=ddp", folder=tmp_path, environment=environment)
+    tried = json.loads((tmp_path / RUNS / "a" / "batch_finder.json").read_text())["tried"]
+    assert [each["size"] for each in tried] == [1, 2]
+    assert tried[0]["memory_there"] == 1000  # half of what two ranks of a host have
+    assert "not tried" in tried[1]["reason"]

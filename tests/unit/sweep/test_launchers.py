@@ -4,13 +4,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from scaledl.sweep import launchers
-from scaledl.processes import marked
+from scaledl.processes import marked, tell
 from scaledl.sweep.launchers import Local, Processes
 
 # The last words say what the rank does when it is told to stop.
@@ -28,6 +28,7 @@ subprocess.Popen([sys.executable, "-S", "-c", *sys.argv[1:]], start_new_session=
 time.sleep(600)
 """
 IGNORES, SAVES = "pass", "pathlib.Path(sys.argv[1], 'saved').touch(); sys.exit()"
+
 
 def test_trials_are_packed_onto_the_devices(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(launchers, "_visible_devices", lambda: ["2", "3", "5", "7"])
@@ -85,19 +86,25 @@ def of(folder: Path) -> list[int]:
     return marked(f"{launchers.MARK}={folder}")
 
 
-linux = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+@pytest.fixture
+def none_left(tmp_path: Path) -> Iterator[None]:
+    """After a test that fails, too."""
+    if not Path("/proc/self/environ").exists():
+        pytest.skip("processes are found in /proc")
+    yield
+    tell(of(tmp_path), signal.SIGKILL)
 
 
-@linux
-def test_no_rank_outlives_a_trial_that_is_stopped(monkeypatch, tmp_path: Path) -> None:
+def test_no_rank_outlives_a_trial_that_is_stopped(monkeypatch, none_left: None, tmp_path: Path) -> None:
     monkeypatch.setattr(launchers, "GRACE_SECONDS", 0.3)
     started = launched(tmp_path, IGNORES)
     started.stop()
     assert of(tmp_path) == []
 
 
-@linux
-def test_a_launch_whose_leader_is_killed_is_over_when_its_ranks_have_saved(monkeypatch, tmp_path: Path) -> None:
+def test_a_launch_whose_leader_is_killed_is_over_when_its_ranks_have_saved(
+    monkeypatch, none_left: None, tmp_path: Path
+) -> None:
     monkeypatch.setattr(launchers, "LINGER_SECONDS", 0.2)
     started = launched(tmp_path, SAVES)
     os.kill(started._leader.pid, signal.SIGKILL)
@@ -107,8 +114,7 @@ def test_a_launch_whose_leader_is_killed_is_over_when_its_ranks_have_saved(monke
     assert (tmp_path / "saved").exists()
 
 
-@linux
-def test_the_next_launch_ends_what_a_lost_worker_has_left(monkeypatch, tmp_path: Path) -> None:
+def test_the_next_launch_ends_what_a_lost_worker_has_left(monkeypatch, none_left: None, tmp_path: Path) -> None:
     monkeypatch.setattr(launchers, "LINGER_SECONDS", 0.2)
     monkeypatch.setattr(launchers, "GRACE_SECONDS", 0.2)
     lost = launched(tmp_path, IGNORES)

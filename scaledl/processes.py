@@ -29,7 +29,7 @@ def run(command: list[str], environment: Mapping[str, str] | None = None) -> int
 
 
 def ends_with_parent(by: signal.Signals = signal.SIGTERM) -> Callable[[], None]:
-    """What Popen's preexec_fn needs, so that Linux sends a process this signal when its parent is gone, however it went.
+    """What Popen's preexec_fn needs, so that Linux sends a process this signal when its parent is gone, killed or not.
 
     Only the process itself hears of it, not those that it starts.
     """
@@ -47,7 +47,7 @@ def ends_with_parent(by: signal.Signals = signal.SIGTERM) -> Callable[[], None]:
 def marked(mark: str) -> list[int]:
     """The processes that have `mark`, as in NAME=value, in the environment that they were started with.
 
-    torchrun gives its ranks sessions of their own, and they may outlive it: no group and no parent tells whose they are.
+    torchrun gives its ranks sessions of their own, and they may outlive it: no group or parent tells whose they are.
     """
     wanted, found = mark.encode(), []
     for environ in Path("/proc").glob("[0-9]*/environ"):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from scaledl.sweep import launchers
 from scaledl.processes import marked, tell
+from scaledl.sweep import launchers
 from scaledl.sweep.launchers import Local, Processes
 
 # The last words say what the rank does when it is told to stop.

@@ -72,6 +72,24 @@ def test_a_killed_sweep_goes_on_and_its_best_config_trains(scaledl, environment,
     assert "holds another sweep" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "validations"),
+    [
+        (["sweep=tpe_median", "hydra.sweeper.pruner.n_startup_trials=1"], 2),
+        # Two brackets, and a study of whose trials both fall into the first.
+        (["sweep=tpe_hyperband", "hydra.sweeper.pruner.max_resource=4", "hydra.sweeper.study_name=s"], 1),
+    ],
+    ids=["median", "hyperband"],
+)
+def test_a_trial_that_falls_behind_is_ended(words: list[str], validations: int, scaledl, tmp_path: Path) -> None:
+    in_turn = "hydra.sweeper.sampler={_target_:scaledl.sweep.every.Every}"
+    scaledl(*SWEEP, *words, in_turn, "optimizer.lr=0.01,1e-9", "optimizer.weight_decay=0.0")
+    good, bad = read(tmp_path / "sweep").trials
+    assert (good.status, len(good.validations)) == ("completed", 4)
+    assert (bad.status, len(bad.validations)) == ("pruned", validations)
+    assert summary_of(tmp_path / "sweep" / "trial_0001")["steps"] == 10 * validations
+
+
 def test_a_trial_of_two_ranks_that_crashes_is_one_failed_trial(scaledl, tmp_path: Path) -> None:
     said = scaledl(
         *SWEEP,

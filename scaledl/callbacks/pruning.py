@@ -3,6 +3,8 @@
 import json
 import os
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import lightning.pytorch as pl
 import optuna
@@ -33,23 +35,30 @@ class Pruning(pl.Callback):
         self._trial: Trial | None = None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.state.fn != "fit" or TRIAL not in os.environ:
+        if trainer.state.fn != "fit":
             return
-        if self.monitor not in trainer.callback_metrics:
-            known = ", ".join(name for name in trainer.callback_metrics if name.startswith("val/"))
+        every = max(1, int(trainer.val_check_interval) // trainer.accumulate_grad_batches)
+        self.judge(trainer.callback_metrics, -(-trainer.global_step // every), trainer.global_step, trainer.max_steps)
+        trainer.should_stop |= self.outcome is not None
+
+    def judge(self, metrics: Mapping[str, Any], validation: int, step: int, max_steps: int) -> None:
+        """Tell what the n-th validation gave; `outcome` says whether the run ends with it, on all ranks.
+
+        Raises:
+            ValueError: it has no such metric.
+        """
+        if TRIAL not in os.environ:
+            return
+        if self.monitor not in metrics:
+            known = ", ".join(name for name in metrics if name.startswith("val/"))
             raise ValueError(
                 f"callbacks.pruning.monitor={self.monitor} is no metric of the validation; there are: {known}"
             )
-        every = max(1, int(trainer.val_check_interval) // trainer.accumulate_grad_batches)
-        validation = -(-trainer.global_step // every)
-        behind = group.agreed(lambda: self._behind(float(trainer.callback_metrics[self.monitor]), validation))
-        if behind and trainer.global_step < trainer.max_steps:
+        behind = group.agreed(lambda: self._behind(float(metrics[self.monitor]), validation))
+        if behind and step < max_steps:
             self.outcome = "pruned"
-            trainer.should_stop = True
-            if trainer.is_global_zero:
-                warnings.warn(
-                    f"step {trainer.global_step}: pruned, for it falls behind the sweep's others", stacklevel=2
-                )
+            if group.rank() == 0:
+                warnings.warn(f"step {step}: pruned, for it falls behind the sweep's others", stacklevel=2)
 
     def _behind(self, value: float, validation: int) -> bool:
         try:

@@ -37,6 +37,7 @@ from scaledl.federated.privacy import epsilon
 from scaledl.tasks.base import Task
 
 _OF_STEPS = (BadSteps, Metrics, Progress, Throughput, BestOnTest)  # default callbacks whose work the runner does itself
+_SERVED = (Checkpoint, EarlyStopping, InitFrom, HangWatchdog, Preemption)
 _TRAINING, _ATTACK = 4, 5  # keep a client's draws apart from those of fedavg.py
 
 
@@ -60,6 +61,8 @@ class Runner:
         self.checkpoint.best = checkpoint.best_of(run_dir)
         self.watchdog: HangWatchdog | None = self._callback(HangWatchdog)
         self.early_stopping: EarlyStopping | None = self._callback(EarlyStopping)
+        # A sweep's (callbacks/pruning.py), whose class would bring Optuna into every training.
+        self.pruning: Any = next((c for c in trainer.callbacks if hasattr(c, "outcome")), None)  # type: ignore[attr-defined]
         self.labels, self.clients = dealt(train_set, federation.partition, federation.num_clients, self.seed)
         self.round, self.rounds = 0, trainer.max_steps
         self.last: dict[str, float] = {}
@@ -67,7 +70,7 @@ class Runner:
         ignored = [
             type(callback).__name__
             for callback in trainer.callbacks  # type: ignore[attr-defined]
-            if not isinstance(callback, (*_OF_STEPS, Checkpoint, EarlyStopping, InitFrom, HangWatchdog, Preemption))
+            if not isinstance(callback, (*_OF_STEPS, *_SERVED)) and callback is not self.pruning
         ]
         if ignored and group.rank() == 0:
             warnings.warn(f"a federated run leaves out the callbacks {', '.join(ignored)}", stacklevel=2)
@@ -88,7 +91,7 @@ class Runner:
         try:
             if resumed_from is None:
                 self._show_start()
-            while self.round < self.rounds and not (self.early_stopping and self.early_stopping.reason):
+            while self.round < self.rounds and not self._ended():
                 self._one_round(preemption)
             self.strategy.saver.wait()
             self._test()
@@ -210,19 +213,20 @@ class Runner:
 
     def _finish_round(self, measured: dict[str, float], heard: int) -> None:
         due = self.round % self.checkpoint.every_n_steps == 0 or self.round == self.rounds
-        if self.round % int(self.trainer.val_check_interval) == 0 or self.round == self.rounds:
+        every = int(self.trainer.val_check_interval)
+        if self.round % every == 0 or self.round == self.rounds:
             found = self._evaluate("val")
             measured |= found
             due |= bool(found) and self.checkpoint.judge(found, self.round)
             if found and self.early_stopping:
                 self.early_stopping.judge(found, self.round)
                 measured["early_stopping/waited"] = float(self.early_stopping.waited)
-                if self.early_stopping.reason:
-                    due = True
-                    if group.rank() == 0:
-                        warnings.warn(
-                            f"round {self.round}: training ends, for {self.early_stopping.reason}", stacklevel=2
-                        )
+                if self.early_stopping.reason and group.rank() == 0:
+                    reason = self.early_stopping.reason
+                    warnings.warn(f"round {self.round}: training ends, for {reason}", stacklevel=2)
+            if found and self.pruning:
+                self.pruning.judge(found, -(-self.round // every), self.round, self.rounds)
+            due |= self._ended()
         self._record(measured)
         if due or heard:
             self._save()
@@ -231,6 +235,11 @@ class Runner:
         if heard:
             self.strategy.saver.wait()
             raise Preempted(heard)
+
+    def _ended(self) -> bool:
+        """Before its last round."""
+        stopped = self.early_stopping is not None and self.early_stopping.reason is not None
+        return stopped or (self.pruning is not None and self.pruning.outcome is not None)
 
     def _evaluate(self, split: str) -> dict[str, float]:
         loader = self.data.val_dataloader() if split == "val" else self.data.test_dataloader()

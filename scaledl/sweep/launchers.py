@@ -1,19 +1,19 @@
-"""How a trial is started: a launch of its own on this machine's devices, or a job of its own."""
+"""How a trial is started, and as it is on this machine: a launch of its own on some of the devices."""
 
-import ctypes
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
-from scaledl.snapshot import SLURM
+from scaledl.processes import ends_with_parent, marked, tell
 
 GRACE_SECONDS = 60  # to save, for a trial that is told to stop
+LINGER_SECONDS = 5  # in which what a launch leaves behind, such as a logger's own process, may end by itself
+MARK = "SCALEDL_LAUNCH"  # environment of all processes of a launch: its folder
 _OF_ANOTHER_LAUNCH = (
     "RANK",
     "LOCAL_RANK",
@@ -75,7 +75,7 @@ class Local:
         several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.ranks}"]
         command = [sys.executable, *(several if self.ranks > 1 else []), "-m", "scaledl", *words]
         threads = max(1, (os.cpu_count() or 1) // (self.jobs() * self.ranks))
-        own = {"OMP_NUM_THREADS": str(threads), **_without_launch(os.environ), **environment}
+        own = {"OMP_NUM_THREADS": str(threads), **without_launch(os.environ), **environment}
         if self.devices:
             first = slot * self.ranks
             own["CUDA_VISIBLE_DEVICES"] = ",".join(
@@ -85,27 +85,38 @@ class Local:
 
 
 class Processes:
-    """A launch that ends with its worker, and holds a lock on its folder as long as it lives."""
+    """A launch that ends with its worker, and is over when no process of it lives: one in a folder at a time.
+
+    A lock on the folder tells of a launch on another machine.
+    """
 
     def __init__(self, command: list[str], environment: dict[str, str], folder: Path):
-        self._command, self._environment, self._folder = command, environment, folder
+        self._command, self._folder = command, folder
+        self._environment = environment | {MARK: str(folder.absolute())}
+        self._mark = f"{MARK}={folder.absolute()}"
         self._lock: IO[str] | None = open(folder / ".lock", "w")  # noqa: SIM115 (the launch inherits it)
         self._leader: subprocess.Popen[bytes] | None = None
+        self._left_since: float | None = None  # processes without their leader
+        self._told = False
 
     def wait(self, seconds: float) -> int | None:
-        if self._leader is None:
-            self._begin(seconds)
+        if self._leader is None and not self._begun(seconds):
+            return None
+        assert self._leader is not None
         try:
-            return self._leader.wait(seconds) if self._leader else None
+            code = self._leader.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
+        return code if self._empty(seconds) else None
 
-    def _begin(self, seconds: float) -> None:
+    def _begun(self, seconds: float) -> bool:
         """The processes of a lost worker may still be saving in the folder."""
         assert self._lock is not None
         if not _locked(self._lock):
             time.sleep(seconds)
-            return
+            return False
+        if not self._empty(seconds):
+            return False
         with open(self._folder / "log.txt", "ab") as log:
             self._leader = subprocess.Popen(
                 self._command,
@@ -115,119 +126,37 @@ class Processes:
                 stderr=subprocess.STDOUT,
                 pass_fds=[self._lock.fileno()],
                 start_new_session=True,  # Ctrl-C is the worker's to pass on
-                preexec_fn=end_with_parent,
+                preexec_fn=ends_with_parent(),
             )
         self._lock.close()
+        return True
+
+    def _empty(self, seconds: float) -> bool:
+        """Whether no process is left without its leader; those that are get a signal to save, later one that kills."""
+        left = marked(self._mark)
+        if not left:
+            self._left_since, self._told = None, False
+            return True
+        now = time.monotonic()
+        self._left_since = self._left_since or now
+        if not self._told and now - self._left_since >= LINGER_SECONDS:
+            self._told = True
+            tell(left, signal.SIGTERM)
+        if now - self._left_since >= LINGER_SECONDS + GRACE_SECONDS:
+            tell(left, signal.SIGKILL)
+        time.sleep(seconds)
+        return False
 
     def stop(self) -> None:
         if self._leader is None:
             return
         self._leader.terminate()
-        if self.wait(GRACE_SECONDS) is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._leader.pid, signal.SIGKILL)
-            self._leader.wait()
-
-
-class Slurm:
-    """A job of its own for every trial, by slurm/train.sbatch, which requeues itself.
-
-    A job outlives its worker: the next one finds its number in the trial's folder, and waits for it.
-
-    Args:
-        nodes: of a trial.
-        gpus_per_node: a number, or a type and a number as in h100:8.
-        ranks_per_node: None: one for each GPU, or one.
-        options: of sbatch.
-        n_jobs: jobs at a time.
-    """
-
-    def __init__(
-        self,
-        nodes: int = 1,
-        gpus_per_node: int | str | None = None,
-        ranks_per_node: int | None = None,
-        options: list[str] | None = None,
-        n_jobs: int = 4,
-    ):
-        gpus = str(gpus_per_node or "").rpartition(":")[2]
-        if nodes < 1 or n_jobs < 1 or (gpus and not gpus.isdigit()):
-            raise ValueError(
-                f"hydra.launcher: nodes={nodes}, gpus_per_node={gpus_per_node}, n_jobs={n_jobs} must be positive"
-            )
-        self.nodes, self.n_jobs = nodes, n_jobs
-        self.ranks_per_node = ranks_per_node or int(gpus or 1)
-        self.options = [f"--gpus-per-node={gpus_per_node}"] * bool(gpus) + list(options or [])
-
-    def ranks_of_a_node(self) -> int:
-        return self.ranks_per_node
-
-    def jobs(self) -> int:
-        return self.n_jobs
-
-    def start(self, words: list[str], folder: Path, slot: int, environment: dict[str, str]) -> "Job":
-        """
-        Raises:
-            OSError: there is no Slurm, or it refuses.
-        """
-        kept = folder / "slurm_job"
-        if kept.exists() and (job := Job(kept.read_text().strip())).state():
-            return job
-        if shutil.which("sbatch") is None:
-            raise OSError("hydra/launcher=slurm: there is no sbatch on this machine; start the sweep on a login node")
-        own = {
-            "PYTHON": sys.executable,
-            "RANKS_PER_NODE": str(self.ranks_per_node),
-            "SCALEDL_SLURM": str(SLURM),
-            "MAX_FAILURES": "1",  # what crashes twice is the trial's own fault
-            "LOGS": str(folder.absolute() / "logs"),
-        }
-        output = f"--output={folder.absolute() / 'log.txt'}"
-        command = ["sbatch", "--parsable", "--export=ALL", f"--nodes={self.nodes}", output, *self.options]
-        asked = subprocess.run(
-            [*command, str(SLURM / "train.sbatch"), *words],
-            env=_without_launch(os.environ) | own | environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if asked.returncode:
-            raise OSError(f"sbatch refused: {asked.stderr.strip()}")
-        kept.write_text(number := asked.stdout.strip().partition(";")[0])
-        return Job(number)
-
-
-class Job:
-    def __init__(self, number: str):
-        self.number = number
-
-    def state(self) -> str:
-        """Of Slurm's words, such as PENDING; nothing if the job has ended."""
-        asked = subprocess.run(
-            ["squeue", "--noheader", "--format=%T", f"--jobs={self.number}"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if asked.returncode and "Invalid job id" not in asked.stderr:
-            return "UNKNOWN"  # the controller is busy or away
-        return asked.stdout.strip()
-
-    def wait(self, seconds: float) -> int | None:
-        with suppress(subprocess.TimeoutExpired):  # as a sleep that a signal to this process ends early
-            subprocess.run(["sleep", str(seconds)], timeout=seconds + 5, check=False)
-        return None if self.state() else 0
-
-    def stop(self) -> None:
-        subprocess.run(["scancel", self.number], check=False)
-        while self.wait(2) is None:
-            continue
-
-
-def end_with_parent() -> None:
-    """Linux tells this process to save and stop when the one that started it is gone, however it went."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        deadline = time.monotonic() + GRACE_SECONDS
+        while self.wait(0.2) is None:
+            if time.monotonic() > deadline:
+                if self._leader.poll() is None:
+                    tell([-self._leader.pid], signal.SIGKILL)  # its group: all that can be known without /proc
+                tell(marked(self._mark), signal.SIGKILL)
 
 
 def _locked(file: IO[str]) -> bool:
@@ -242,7 +171,8 @@ def _locked(file: IO[str]) -> bool:
     return True
 
 
-def _without_launch(environment: Any) -> dict[str, str]:
+def without_launch(environment: Mapping[str, str]) -> dict[str, str]:
+    """Without what a launch that this process belongs to has put there."""
     hidden = (*_OF_ANOTHER_LAUNCH, *_OF_THIS_STEP)
     return {
         name: value for name, value in environment.items() if name not in hidden and not name.startswith("TORCHELASTIC")

@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 
 from scaledl import atomic
 from scaledl.interpret.page import cell, page, picture, section, table
-from scaledl.sweep import charts, confirm, grid_results
-from scaledl.sweep.best import FOLDER
+from scaledl.sweep import best, charts, confirm, grid_results
 from scaledl.sweep.results import NAME, Result, Results, read
 from scaledl.sweep.tables import shown
 
@@ -113,11 +112,7 @@ def _best(results: Results, folder: Path) -> str:
         + [cell(escape(shown(each.params.get(name)))) for name in results.space]
         for each in results.completed()[:ROWS]
     ]
-    files = sorted(path.stem for path in (folder / FOLDER).glob("*.yaml"))
-    words = "".join(
-        f"<p>Train one: <code>scaledl train --config-dir {escape(str(folder))} experiment={escape(name)}</code></p>"
-        for name in files[:1]
-    )
+    words = "".join(f"<p>Train one: <code>{escape(command)}</code></p>" for command in best.commands(folder)[:1])
     return section("Best configs", "Trials that ran to their end.", words, table(heads, rows))
 
 

@@ -13,7 +13,7 @@ from scaledl.sweep.space import parse
 
 Node = dict[str, Any]
 _SWEEPER, _LAUNCHER, _DIR = "hydra.sweeper.", "hydra.launcher.", "hydra.sweep.dir"
-_MAY_NAME = (*ALLOWED, "optuna.samplers", "scaledl.sweep.launchers")
+_MAY_NAME = (*ALLOWED, "optuna.samplers", *(f"scaledl.sweep.{name}" for name in ("launchers", "slurm", "every")))
 
 
 @dataclass

@@ -13,13 +13,16 @@ import optuna
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import distribution_to_json
 from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler
 
 from scaledl import atomic, build, launch, train
 from scaledl.config import resolvers
 from scaledl.config.validate import ConfigError
 from scaledl.distributed import group
+from scaledl.processes import ends_with_parent
 from scaledl.sweep import best, confirm, results, storage, tables
-from scaledl.sweep.launchers import Launcher, end_with_parent
+from scaledl.sweep.every import Every
+from scaledl.sweep.launchers import Launcher
 from scaledl.sweep.search import Search, open_study
 from scaledl.sweep.settings import Asked, read
 from scaledl.sweep.space import STORAGE, Space, corners, space_of, words_of
@@ -41,6 +44,7 @@ class Sweep:
     folder: Path
     objectives: dict[str, str]
     options: list[str]  # of the command line
+    sampler: BaseSampler
 
     def pruning(self) -> list[str]:
         """Words that let a trial report and be ended."""
@@ -73,8 +77,8 @@ def search(words: list[str], folders: list[Path], allowed: list[str]) -> int:
     if slot:
         return code
     told = _record(found, study)
-    written = best.write(told, found.folder)
-    tables.show(told, found.folder, written)
+    best.write(told, found.folder, folders, found.options)
+    tables.show(told, found.folder)
     if code == 0 and found.asked.settings.seeds and told.completed():
         code = confirm.confirm(
             told, found.folder, found.launcher, found.options, found.config, found.asked.settings.seeds
@@ -102,7 +106,10 @@ def _prepared(words: list[str], folders: list[Path], allowed: list[str], check: 
     launcher = build.instantiate(settings.launcher)
     options = [option for folder in folders[:-1] for option in ("--config-dir", str(folder))]  # the last is ours
     options += [option for package in allowed for option in ("--allow", package)]
-    found = Sweep(asked, space, fixed, None, launcher, Path(), dict(settings.objectives), options)
+    sampler = build.instantiate(settings.sampler)
+    if isinstance(sampler, Every):
+        settings.n_trials = min(settings.n_trials, sampler.cover(space))
+    found = Sweep(asked, space, fixed, None, launcher, Path(), dict(settings.objectives), options, sampler)
     with launch.as_on(launcher.nodes, launcher.ranks_of_a_node()):
         problems: list[str] = []
         for point in corners(space) if check else corners(space)[:1]:
@@ -114,7 +121,6 @@ def _prepared(words: list[str], folders: list[Path], allowed: list[str], check: 
         if problems:
             raise ConfigError(problems)
         if check:
-            build.instantiate(settings.sampler)
             train.checked(found.config.copy())
     name = asked.folder or Path(found.config.runs_dir) / found.config.experiment / f"sweep-{resolvers.run_id()}"
     found.folder = Path(name).absolute()
@@ -137,7 +143,7 @@ def _study(found: Sweep, url: str) -> optuna.Study:
     settings = found.asked.settings
     name = settings.study_name or f"{found.config.experiment}/{found.folder.name}"
     pruner = build.instantiate(settings.pruner) if settings.pruner else optuna.pruners.NopPruner()
-    study = open_study(url, name, build.instantiate(settings.sampler), pruner, results.directions(found.objectives))
+    study = open_study(url, name, found.sampler, pruner, results.directions(found.objectives))
     facts = {
         "words": " ".join(found.words),
         "objectives": dict(found.objectives),
@@ -211,7 +217,7 @@ def _others(found: Sweep, words: list[str]) -> list[subprocess.Popen[bytes]]:
     if found.asked.settings.storage:  # not among the words, which every user of the machine can read
         own["SCALEDL_SWEEP_STORAGE"] = found.asked.settings.storage
     return [
-        subprocess.Popen(command, env=own | {SLOT: str(slot)}, preexec_fn=end_with_parent)
+        subprocess.Popen(command, env=own | {SLOT: str(slot)}, preexec_fn=ends_with_parent())
         for slot in range(1, found.launcher.jobs())
     ]
 

@@ -1,18 +1,18 @@
 """What a person sees when a sweep ends."""
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from scaledl.sweep import best
 from scaledl.sweep.results import Results
 
 ROWS = 10
 
 
-def show(results: Results, folder: Path, written: Sequence[Path]) -> None:
+def show(results: Results, folder: Path) -> None:
     console = Console(soft_wrap=True, highlight=False)
     counts = Counter(each.status for each in results.trials)
     title = f"{folder}: " + ", ".join(f"{count} {status}" for status, count in counts.items())
@@ -24,9 +24,8 @@ def show(results: Results, folder: Path, written: Sequence[Path]) -> None:
     for each in results.trials:
         if each.status == "failed":
             console.print(f"trial {each.trial} failed: {each.error}", markup=False)
-    for path in written[:1]:
-        name = path.stem
-        console.print(f"best config: scaledl train --config-dir {folder} experiment={name}", markup=False)
+    for command in best.commands(folder)[:1]:
+        console.print(f"best config: {command}", markup=False)
 
 
 def shown(value: object) -> str:

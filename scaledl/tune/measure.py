@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -58,13 +59,36 @@ def _measured(words: list[str], folders: list[Path], allowed: list[str], size: i
     trainer = build.trainer(config, Path(config.run_dir), data, strategy, instead=[clock, HangWatchdog()])
     trainer.fit(task, datamodule=data)
     taken, there = _memory()
-    most = strategy.reduce(torch.tensor(float(taken), device=strategy.root_device), reduce_op="max")
-    return Size(size, clock.rates["samples_per_second"], float(most), there)
+    both = torch.tensor([float(taken), -float(there)], device=strategy.root_device)
+    most, least = strategy.reduce(both, reduce_op="max").tolist()  # every rank goes on, or ends, as the others do
+    return Size(size, clock.rates["samples_per_second"], most, -least)
 
 
 def _memory() -> tuple[int, int]:
     """The most bytes that this process has taken, and how many there are for it: of the GPU, else of the host."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_reserved(), torch.cuda.get_device_properties(0).total_memory
+        return torch.cuda.max_memory_reserved(), torch.cuda.get_device_properties(
+            torch.cuda.current_device()
+        ).total_memory
     taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return taken, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // group.ranks_per_node()
+    return taken, host_memory() // group.ranks_per_node()
+
+
+def host_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes of this machine that a process may take: all, or what a container, a Slurm job or a service may have.
+
+    The limits lie in files of Linux's control groups, of version 2 or 1, of this process's group and all above it. A
+    container may see its own group in the place of the topmost.
+    """
+    there = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for line in own.read_text().splitlines() if own.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = groups / ("memory" if controllers else "")
+        of_each = [top / path.lstrip("/"), *(top / path.lstrip("/")).parents]
+        for folder in of_each[: of_each.index(top) + 1]:
+            for name in ("memory.max", "memory.limit_in_bytes"):
+                with suppress(OSError, ValueError):  # there is none, or it is "max"
+                    there.append(int((folder / name).read_text()))
+    return min(there)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -59,9 +60,9 @@ def test_a_killed_sweep_goes_on_and_its_best_config_trains(scaledl, environment,
     best = found.completed()[0]
     assert best.values == [min(each.values[0] for each in found.completed())]
 
-    own = yaml.safe_load((folder / "experiment" / "best.yaml").read_text())
+    own = yaml.safe_load((folder / "experiment" / "mlp" / "best.yaml").read_text())
     assert own["optimizer"]["lr"] == best.params["optimizer.lr"]
-    scaledl("train", "--config-dir", "sweep", "experiment=best", "run_dir=again")
+    scaledl("train", "--config-dir", "sweep", "experiment=mlp/best", "run_dir=again")
     assert summary_of(tmp_path / "again")["best"]["value"] == pytest.approx(best.values[0])
 
     page = write_report(folder).read_text()
@@ -71,17 +72,32 @@ def test_a_killed_sweep_goes_on_and_its_best_config_trains(scaledl, environment,
     assert "holds another sweep" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "validations"),
+    [
+        (["sweep=tpe_median", "hydra.sweeper.pruner.n_startup_trials=1"], 2),
+        # Two brackets, and a study of whose trials both fall into the first.
+        (["sweep=tpe_hyperband", "hydra.sweeper.pruner.max_resource=4", "hydra.sweeper.study_name=s"], 1),
+    ],
+    ids=["median", "hyperband"],
+)
+def test_a_trial_that_falls_behind_is_ended(words: list[str], validations: int, scaledl, tmp_path: Path) -> None:
+    in_turn = "hydra.sweeper.sampler={_target_:scaledl.sweep.every.Every}"
+    scaledl(*SWEEP, *words, in_turn, "optimizer.lr=0.01,1e-9", "optimizer.weight_decay=0.0")
+    good, bad = read(tmp_path / "sweep").trials
+    assert (good.status, len(good.validations)) == ("completed", 4)
+    assert (bad.status, len(bad.validations)) == ("pruned", validations)
+    assert summary_of(tmp_path / "sweep" / "trial_0001")["steps"] == 10 * validations
+
+
 def test_a_trial_of_two_ranks_that_crashes_is_one_failed_trial(scaledl, tmp_path: Path) -> None:
     said = scaledl(
         *SWEEP,
-        "sweep=random",
+        "sweep=every",
         "strategy=ddp",
         "hydra.launcher.ranks=2",
-        "hydra.sweeper.sampler._target_=optuna.samplers.BruteForceSampler",
         "hydra.sweeper.pruner={_target_:optuna.pruners.NopPruner}",
         "optimizer.lr=0.01,-1",
-        "optimizer.weight_decay=0.0",
-        "hydra.sweeper.n_trials=3",
     ).stdout
     found = {each.params["optimizer.lr"]: each for each in read(tmp_path / "sweep").trials}
     assert {lr: each.status for lr, each in found.items()} == {"0.01": "completed", "-1": "failed"}
@@ -105,6 +121,18 @@ def test_two_workers_share_a_study_on_a_server(scaledl, environment, tmp_path: P
     assert password not in said + more
     written = [path for path in (tmp_path / "sweep").rglob("*") if path.is_file()]
     assert not [path for path in written if password.encode() in path.read_bytes()]
+
+
+def test_the_documented_command_trains_every_combination_once(scaledl, tmp_path: Path) -> None:
+    line = next(line for line in (ROOT / "docs" / "sweeps.md").read_text().splitlines() if "-m sweep=every" in line)
+    words = [*shlex.split(line)[1:], *DIGITS[1:], "hydra.sweep.dir=sweep"]
+    for _ in range(2):  # and again, when all are trained
+        scaledl(*words)
+        trials = read(tmp_path / "sweep").trials
+        points = [(each.params["optimizer.lr"], each.params["model.hidden_dims"]) for each in trials]
+        assert sorted(points) == [("0.003", "[256]"), ("0.003", "[64]"), ("0.01", "[256]"), ("0.01", "[64]")]
+        assert [each.status for each in trials] == ["completed"] * 4
+    assert len(list((tmp_path / "sweep").glob("trial_*"))) == 4
 
 
 def test_an_agent_of_weights_and_biases_runs_our_program(environment, tmp_path: Path) -> None:

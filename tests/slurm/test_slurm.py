@@ -174,3 +174,21 @@ def test_what_was_submitted_runs_though_the_code_has_changed(nodes: Cluster, env
     trials = [tmp_path / "sw" / f"trial_000{n}" for n in range(4)]
     assert [summary_of(trial)["status"] for trial in trials] == ["completed"] * 4
     assert len({summary_of(trial)["config_hash"] for trial in trials}) == 4
+
+
+def test_trials_of_a_search_share_a_node(nodes: Cluster, environment, tmp_path: Path) -> None:
+    words = ["experiment=mlp/circles", "~callbacks.decision_boundary", "trainer.max_steps=10", "hydra.sweep.dir=found"]
+    words += ["sweep=random", "hydra/launcher=slurm", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_trials=2"]
+    words += ['hydra.launcher.options=["--nodelist=node2"]']
+    own = environment | nodes.settings
+    command = [*COMMAND, "train", "-m", *words]
+    with subprocess.Popen(command, cwd=tmp_path, env=own, stdout=subprocess.PIPE, text=True) as search:
+        try:
+            both = "RUNNING\nRUNNING\n"
+            until(lambda: nodes.ask("squeue", "--noheader", "--format=%T", "--nodelist=node2") == both, 200)
+            said = search.communicate(timeout=300)[0]
+        finally:
+            search.terminate()
+    assert search.returncode == 0, said
+    trials = [tmp_path / "found" / f"trial_000{number}" for number in range(2)]
+    assert [summary_of(trial)["status"] for trial in trials] == ["completed"] * 2

@@ -1,10 +1,12 @@
 """A federated run is what it says: central where it must be, whole after a stop, the same under masks."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
 
@@ -67,6 +69,21 @@ def test_it_ends_early_and_stays_ended(run: Run, tmp_path: Path) -> None:
     assert [line["step"] for line in _log(tmp_path / "early") if "train/loss" in line] == [1, 2]
     assert_equal(run("early", *words), weights)
     assert [line["step"] for line in _log(tmp_path / "early") if "train/loss" in line] == [1, 2]
+
+
+def test_a_trial_that_falls_behind_is_pruned(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    study = optuna.create_study(storage=url, study_name="s")
+    study.add_trial(optuna.trial.create_trial(value=0.0, intermediate_values={1: 5.0, 2: 0.0}))
+    told = {"storage": url, "study": "s", "id": study.ask()._trial_id}
+    monkeypatch.setenv("SCALEDL_TRIAL", json.dumps(told))
+    pruner = "{_target_:optuna.pruners.MedianPruner,n_startup_trials:1}"
+    pruning = f"{{_target_:scaledl.callbacks.pruning.Pruning,monitor:val/loss,pruner:{pruner}}}"
+    run("a", *SMALL, f"callbacks.pruning={pruning}", "trainer.val_check_interval=2", "trainer.max_steps=8")
+    assert [line["step"] for line in _log(tmp_path / "a") if "train/loss" in line] == [1, 2, 3, 4]
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("pruned", 4)
+    assert list(study.trials[1].intermediate_values) == [1, 2]
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(run: Run, tmp_path: Path) -> None:

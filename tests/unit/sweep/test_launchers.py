@@ -1,21 +1,33 @@
-"""Devices of trials, and trials as Slurm jobs, with commands that stand for Slurm's."""
+"""Devices of trials, and what of a trial's processes is left when it ends: nothing."""
 
 import os
+import signal
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from scaledl.processes import marked, tell
 from scaledl.sweep import launchers
-from scaledl.sweep.launchers import Local, Processes, Slurm
+from scaledl.sweep.launchers import Local, Processes
 
-SBATCH = """#!/bin/sh
-echo "$@" >> "{folder}/submitted"
-echo PENDING > "{folder}/state"
-echo 17
+# The last words say what the rank does when it is told to stop.
+RANK = """
+import pathlib, signal, sys, time
+def told(number, frame): {}
+signal.signal(signal.SIGTERM, told)
+pathlib.Path(sys.argv[1], "ready").touch()
+time.sleep(600)
 """
-SQUEUE = '#!/bin/sh\ncat "{folder}/state"\n'
-SCANCEL = '#!/bin/sh\n: > "{folder}/state"\n'
+LEADER = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+subprocess.Popen([sys.executable, "-S", "-c", *sys.argv[1:]], start_new_session=True)  # as torchrun does
+time.sleep(600)
+"""
+IGNORES, SAVES = "pass", "pathlib.Path(sys.argv[1], 'saved').touch(); sys.exit()"
 
 
 def test_trials_are_packed_onto_the_devices(monkeypatch, tmp_path: Path) -> None:
@@ -53,22 +65,62 @@ def test_a_launch_waits_for_the_one_that_still_writes(tmp_path: Path) -> None:
     assert "second" in (tmp_path / "log.txt").read_text()
 
 
-def test_a_slurm_job_outlives_its_worker_and_is_found_again(monkeypatch, tmp_path: Path) -> None:
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE), ("scancel", SCANCEL)):
-        (programs / name).write_text(text.format(folder=tmp_path))
-        (programs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
-    launcher = Slurm(nodes=2, gpus_per_node="h100:8", options=["--time=1:00:00"])
-    assert (launcher.nodes, launcher.ranks_of_a_node(), launcher.jobs()) == (2, 8, 4)
-    job = launcher.start(["train", "seed=1"], tmp_path, 0, {})
-    assert job.wait(0.05) is None
-    submitted = (tmp_path / "submitted").read_text()
-    assert "--nodes=2" in submitted
-    assert "--gpus-per-node=h100:8 --time=1:00:00" in submitted
-    assert submitted.rstrip().endswith("train.sbatch train seed=1")
-    assert launcher.start(["train", "seed=1"], tmp_path, 0, {}).number == job.number
-    assert (tmp_path / "submitted").read_text() == submitted  # once
-    job.stop()
-    assert job.wait(0.05) == 0
+def until(true: Callable[[], object], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def launched(folder: Path, then: str) -> Processes:
+    """A launch whose rank runs, in a session of its own."""
+    command = [sys.executable, "-S", "-c", LEADER, RANK.replace("{}", then), str(folder)]
+    started = Processes(command, dict(os.environ), folder)
+    assert started.wait(0.05) is None
+    until((folder / "ready").exists)
+    assert len(of(folder)) == 2
+    return started
+
+
+def of(folder: Path) -> list[int]:
+    return marked(f"{launchers.MARK}={folder}")
+
+
+@pytest.fixture
+def none_left(tmp_path: Path) -> Iterator[None]:
+    """After a test that fails, too."""
+    if not Path("/proc/self/environ").exists():
+        pytest.skip("processes are found in /proc")
+    yield
+    tell(of(tmp_path), signal.SIGKILL)
+
+
+def test_no_rank_outlives_a_trial_that_is_stopped(monkeypatch, none_left: None, tmp_path: Path) -> None:
+    monkeypatch.setattr(launchers, "GRACE_SECONDS", 0.3)
+    started = launched(tmp_path, IGNORES)
+    started.stop()
+    assert of(tmp_path) == []
+
+
+def test_a_launch_whose_leader_is_killed_is_over_when_its_ranks_have_saved(
+    monkeypatch, none_left: None, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(launchers, "LINGER_SECONDS", 0.2)
+    started = launched(tmp_path, SAVES)
+    os.kill(started._leader.pid, signal.SIGKILL)
+    assert started.wait(0.05) is None  # its rank lives
+    until(lambda: started.wait(0.05) == -signal.SIGKILL)
+    assert of(tmp_path) == []
+    assert (tmp_path / "saved").exists()
+
+
+def test_the_next_launch_ends_what_a_lost_worker_has_left(monkeypatch, none_left: None, tmp_path: Path) -> None:
+    monkeypatch.setattr(launchers, "LINGER_SECONDS", 0.2)
+    monkeypatch.setattr(launchers, "GRACE_SECONDS", 0.2)
+    lost = launched(tmp_path, IGNORES)
+    os.kill(lost._leader.pid, signal.SIGKILL)
+    lost._leader.wait()
+    second = Processes([sys.executable, "-S", "-c", "print('alone')"], dict(os.environ), tmp_path)
+    until(lambda: second.wait(0.05) == 0)
+    assert of(tmp_path) == []
+    assert (tmp_path / "log.txt").read_text() == "alone\n"

@@ -1,6 +1,8 @@
 """What a sweep leaves: outcome of a trial, best config, front, interval, page."""
 
 import json
+import shlex
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
 
 from scaledl.config.compose import compose
-from scaledl.config.folders import CONF
+from scaledl.config.folders import CONF, options
 from scaledl.sweep import best, confirm, grid_results, report, results
 from scaledl.sweep.outcome import outcome_of
 from scaledl.sweep.results import Result, Results
@@ -37,21 +39,48 @@ def found(objectives: dict[str, str], values: list[list[float] | None]) -> Resul
 
 def test_best_is_an_experiment_that_composes_to_the_trials_config(tmp_path: Path) -> None:
     told = found({"val/acc": "max"}, [[0.5], None, [0.75], [0.25]])
-    assert best.write(told, tmp_path) == [tmp_path / "experiment" / "best.yaml"]
-    config, problems = compose(["experiment=best"], [tmp_path, CONF])
+    file = tmp_path / "experiment" / "mlp" / "best.yaml"
+    assert best.write(told, tmp_path, [CONF], []) == [file]
+    config, problems = compose(["experiment=mlp/best"], [tmp_path, CONF])
     trial, more = compose([*told.words, "optimizer.lr=0.003", "optimizer=adam"], [CONF])
     assert not problems + more
     for group in ("model", "data", "optimizer", "trainer", "task", "strategy", "scheduler"):
         assert config[group] == trial[group], group
     assert config.optimizer.lr == 0.003
     assert config.callbacks.curves is None
-    assert "result: val/acc 0.75" in (tmp_path / "experiment" / "best.yaml").read_text()
+    assert "result: val/acc 0.75" in file.read_text()
+    assert options("experiment", [tmp_path]) == ["mlp/best"]
+
+
+def test_best_is_trained_with_the_folders_and_packages_of_its_sweep(scaledl, tmp_path: Path) -> None:
+    mine = tmp_path / "my conf"
+    (mine / "model" / "part").mkdir(parents=True)
+    (tmp_path / "mine.py").write_text("from scaledl.models.mlp import MLP\n")
+    text = (CONF / "model" / "mlp.yaml").read_text().replace("scaledl.models.mlp.MLP", "mine.MLP")
+    (mine / "model" / "own.yaml").write_text("defaults: [_self_, part: a]\n" + text)
+    for name, activation in (("a", "gelu"), ("b", "silu")):
+        (mine / "model" / "part" / f"{name}.yaml").write_text(f"# @package model\nactivation: {activation}\n")
+    (mine / "experiment" / "mine").mkdir(parents=True)
+    base = "# @package _global_\ndefaults:\n  - /experiment/mlp/digits\n  - override /model: own\n  - _self_\n"
+    (mine / "experiment" / "mine" / "wide.yaml").write_text(base)
+    told = found({"val/acc": "max"}, [[0.5]])
+    told.experiment, told.words = "mine/wide", ["experiment=mine/wide", "model/part=b"]
+    best.write(told, tmp_path / "sweep", [mine, CONF], ["--config-dir", str(mine), "--allow", "mine"])
+    (command,) = best.commands(tmp_path / "sweep")
+    program, verb, *words = shlex.split(command)
+    assert (program, verb, words[-1]) == ("scaledl", "train", "experiment=mine/best")
+    shown = yaml.safe_load(scaledl("show", *words).stdout)
+    assert shown["model"]["_target_"] == "mine.MLP"
+    assert shown["model"]["activation"] == "silu"
+    assert shown["optimizer"]["lr"] == 0.001
+    results.write(told, tmp_path / "sweep")
+    assert escape(command) in report.write_report(tmp_path / "sweep").read_text()
 
 
 def test_the_front_holds_what_no_other_dominates(tmp_path: Path) -> None:
     told = found({"val/acc": "max", "num_parameters": "min"}, [[0.5, 10], [0.6, 10], [0.7, 20], [0.4, 30], None])
     assert [each.trial for each in told.front()] == [1, 2]
-    written = best.write(told, tmp_path)
+    written = best.write(told, tmp_path, [CONF], [])
     assert [path.name for path in written] == ["pareto_0001.yaml", "pareto_0002.yaml"]
     assert yaml.safe_load(written[1].read_text())["optimizer"]["lr"] == 0.003
 

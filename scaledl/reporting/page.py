@@ -56,7 +56,7 @@ def _results(runs: list[Run]) -> str:
     last = [run.summary.get("metrics") or {name: run.series(name)[-1][1] for name in run.metrics()} for run in runs]
     for kind in ("test/", "val/", "baseline/"):
         names = dict.fromkeys(name for each in last for name in each if name.startswith(kind))
-        rows |= {name: [_number(each.get(name)) for each in last] for name in names}
+        rows |= {name: [_number(each[name]) or "not finite" if name in each else "" for each in last] for name in names}
     words = "What each run came to. Values of <b>val/</b> are those of the last validation."
     return section("Results", words, _table_of_runs(runs, {k: v for k, v in rows.items() if any(v)}))
 

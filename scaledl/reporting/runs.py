@@ -1,5 +1,6 @@
 """What a report reads of a run directory: its log, config, summary, model, pictures and texts. Nothing of torch."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,12 @@ class Run:
 
     def series(self, metric: str) -> list[tuple[int, float]]:
         """(step, value) of what is finite; of several values of one step the last."""
-        return sorted({line["step"]: line[metric] for line in self.lines if line.get(metric) is not None}.items())
+        return sorted({line["step"]: line[metric] for line in self.lines if _finite(line.get(metric))}.items())
 
     def metrics(self) -> list[str]:
-        return list(dict.fromkeys(name for line in self.lines for name in line if name != "step"))
+        """Those with a finite value."""
+        named = (name for line in self.lines for name, value in line.items() if name != "step" and _finite(value))
+        return list(dict.fromkeys(named))
 
 
 def open_runs(folders: list[Path]) -> list[Run]:
@@ -92,6 +95,10 @@ def _open(path: Path, name: str) -> Run:
         drawn=drawn(path),
         model=model.read_text(encoding="utf-8") if model.is_file() else "",
     )
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _flat(node: dict[str, Any], before: str = "") -> dict[str, Any]:

@@ -33,7 +33,8 @@ def test_names_are_as_long_as_they_must_be() -> None:
 
 
 def test_a_series_is_what_is_finite_the_last_of_a_step_and_whole_lines(tmp_path: Path) -> None:
-    log = '{"step": 1, "a": 2.0}\n{"step": 2, "a": null}\n{"step": 3, "a": 1.0, "b": 5}\n{"step": 3, "a": 0.5}\n{"st'
+    log = '{"step": 1, "a": 2.0}\n{"step": 2, "a": null, "c": null, "d": NaN, "e": -Infinity}\n{"step": 2, "a": NaN}\n'
+    log += '{"step": 3, "a": 1.0, "b": 5}\n{"step": 3, "a": 0.5}\n{"st'
     (run,) = open_runs([make(tmp_path / "a", log=log)])
     assert run.series("a") == [(1, 2.0), (3, 0.5)]
     assert run.metrics() == ["a", "b"]

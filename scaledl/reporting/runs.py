@@ -33,7 +33,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        return self.summary.get("status") or "running, or killed"
+        return run_directory.status_of(self.summary)
 
     def series(self, metric: str) -> list[tuple[int, float]]:
         """(step, value) of what is finite; of several values of one step the last."""
@@ -76,7 +76,7 @@ def names(paths: list[Path]) -> list[str]:
 
 def differences(runs: list[Run]) -> tuple[dict[str, list[str]], int]:
     """The settings in which configs differ, a value for each run, and how many are equal."""
-    flat = [_flat(run.config) for run in runs]
+    flat = [run_directory.flat(run.config) for run in runs]
     keys = sorted({key for each in flat for key in each})
     values = {key: [str(each.get(key, "-")) for each in flat] for key in keys if key.split(".")[0] not in _ITS_OWN}
     differing = {key: row for key, row in values.items() if len(set(row)) > 1}
@@ -99,13 +99,3 @@ def _open(path: Path, name: str) -> Run:
 
 def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _flat(node: dict[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{before}{key}.")
-        else:
-            found[f"{before}{key}"] = value
-    return found

@@ -79,18 +79,16 @@ def _sections(results: Results, folder: Path) -> list[str]:
         sections.append(
             section("Winner against default", escape(compared.words().capitalize() + "."), _seeds(compared))
         )
-    if (amounts := importance(results)) and results.space:
+    if amounts := importance(results):
         words = (
             "How much of the differences between trials a parameter explains (functional ANOVA, Hutter et al. 2014). "
             f"Of trials that ran to their end; where fewer than {ENOUGH} did, the others count with their last value."
         )
         sections.append(section("Importance of the parameters", words, _chart(charts.bars(amounts), "bars")))
-    if any(each.values for each in results.trials):
-        if not several:
-            words = (
-                "Each trial's value; red lines are trials that failed. Blue ran to their end, grey were ended early."
-            )
-            sections.append(section("How it went", words, _chart(charts.history(results), "values over trials")))
+    if any(each.values for each in results.trials) and not several:
+        words = "Each trial's value; red lines are trials that failed. Blue ran to their end, grey were ended early."
+        sections.append(section("How it went", words, _chart(charts.history(results), "values over trials")))
+    if results.space and sum(bool(each.values) for each in results.trials) > 1:
         words = "One line for each trial, dark the best."
         sections.append(
             section("Parallel coordinates", words, _chart(charts.parallel(results), "parallel coordinates"))

@@ -1,6 +1,7 @@
 """What a sweep has found: a file in its directory, whatever database its trials are kept in."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ _STATUS = {
 
 @dataclass
 class Result:
-    """A trial; values of one that was pruned are those of its last validation."""
+    """A trial; values of one that was pruned are those of its last validation; what is not finite is left out."""
 
     trial: int
     status: str
@@ -104,7 +105,7 @@ def collect(
 
 
 def write(results: Results, folder: Path) -> None:
-    atomic.write_text(folder / NAME, json.dumps(asdict(results), indent=1) + "\n")
+    atomic.write_text(folder / NAME, json.dumps(asdict(results), indent=1, allow_nan=False) + "\n")
 
 
 def read(folder: Path) -> Results:
@@ -124,12 +125,13 @@ def _result(place: int, trial: FrozenTrial) -> Result:
     error = trial.user_attrs.get("error")
     if trial.state == TrialState.FAIL and error is None:
         error = "its worker was lost"
+    values = trial.values or [math.nan]
     return Result(
         place,
         _STATUS[trial.state],
         trial.params,
-        list(trial.values) if trial.values is not None else None,
-        {str(step): value for step, value in trial.intermediate_values.items()},
+        list(values) if all(map(math.isfinite, values)) else None,
+        {str(step): value for step, value in trial.intermediate_values.items() if math.isfinite(value)},
         error,
         trial.duration.total_seconds() if trial.duration else None,
     )

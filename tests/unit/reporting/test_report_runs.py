@@ -21,7 +21,7 @@ def test_a_folder_stands_for_the_runs_in_it(tmp_path: Path) -> None:
     (tmp_path / "mlp" / "no_run").mkdir()
     runs = open_runs([tmp_path / "mlp", tmp_path / "mlp" / "a"])
     assert [run.name for run in runs] == ["a", "b"]
-    assert {run.status for run in runs} == {"running, or killed"}
+    assert {run.status for run in runs} == {"running or killed"}
     with pytest.raises(FileNotFoundError, match="no_run is no run directory"):
         open_runs([tmp_path / "mlp" / "no_run"])
 

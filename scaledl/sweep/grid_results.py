@@ -39,7 +39,7 @@ def read(folder: Path) -> Results:
 
 
 def _linked(trial: Path) -> dict[str, Any]:
-    """Its settings by their dotted names, with links: what follows from another, such as a logger's path, is no choice."""
+    """Its settings with their links, flat: what follows from another, such as a logger's path, is no choice."""
     config = run_directory.load_config(trial, run_directory.LINKED)
     return run_directory.flat(OmegaConf.to_container(config, resolve=False))
 

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, distribution_to_json
 
 from scaledl import run_directory
+from scaledl.sweep.folder import trials_in
 from scaledl.sweep.outcome import Outcome, outcome_of
 from scaledl.sweep.results import Result, Results
 
@@ -19,7 +20,7 @@ def read(folder: Path) -> Results:
     Raises:
         FileNotFoundError: there is no trial in it.
     """
-    trials = sorted(path.parent for path in folder.glob(f"trial_[0-9]*/{run_directory.RESOLVED}"))
+    trials = trials_in(folder)
     if not trials:
         raise FileNotFoundError(f"{folder} is no sweep: it holds neither results.json nor trial_0000/config.yaml")
     configs = [_linked(trial) for trial in trials]

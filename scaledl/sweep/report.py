@@ -12,15 +12,12 @@ from scaledl import atomic
 from scaledl.interpret.page import cell, page, picture, section, table
 from scaledl.sweep import charts, confirm, grid_results
 from scaledl.sweep.best import FOLDER
-from scaledl.sweep.results import NAME, Result, Results, read
+from scaledl.sweep.folder import RESULTS
+from scaledl.sweep.results import Result, Results, read
 from scaledl.sweep.tables import shown
 
 ROWS = 20
 ENOUGH = 10  # completed trials
-
-
-def is_sweep(folder: Path) -> bool:
-    return (folder / NAME).is_file() or any(folder.glob("trial_[0-9]*/config.yaml"))
 
 
 def write_report(sweep_dir: Path, output: Path | None = None) -> Path:
@@ -29,7 +26,7 @@ def write_report(sweep_dir: Path, output: Path | None = None) -> Path:
     Raises:
         FileNotFoundError: this is no sweep's directory, or none of its trials has ended.
     """
-    results = read(sweep_dir) if (sweep_dir / NAME).is_file() else grid_results.read(sweep_dir)
+    results = read(sweep_dir) if (sweep_dir / RESULTS).is_file() else grid_results.read(sweep_dir)
     output = output or sweep_dir / "report.html"
     atomic.write_text(output, _page(results, sweep_dir))
     return output

@@ -12,10 +12,10 @@ from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from scaledl import atomic
+from scaledl.sweep.folder import RESULTS
 from scaledl.sweep.search import latest
 from scaledl.sweep.space import Space
 
-NAME = "results.json"
 _STATUS = {
     TrialState.COMPLETE: "completed",
     TrialState.PRUNED: "pruned",
@@ -105,7 +105,7 @@ def collect(
 
 
 def write(results: Results, folder: Path) -> None:
-    atomic.write_text(folder / NAME, json.dumps(asdict(results), indent=1, allow_nan=False) + "\n")
+    atomic.write_text(folder / RESULTS, json.dumps(asdict(results), indent=1, allow_nan=False) + "\n")
 
 
 def read(folder: Path) -> Results:
@@ -113,11 +113,11 @@ def read(folder: Path) -> Results:
     Raises:
         FileNotFoundError: the folder holds no sweep with results.
     """
-    if not (folder / NAME).is_file():
+    if not (folder / RESULTS).is_file():
         raise FileNotFoundError(
-            f"{folder} holds no {NAME}; a sweep writes it in hydra.sweep.dir when a trial has ended"
+            f"{folder} holds no {RESULTS}; a sweep writes it in hydra.sweep.dir when a trial has ended"
         )
-    told = json.loads((folder / NAME).read_text())
+    told = json.loads((folder / RESULTS).read_text())
     return Results(**{**told, "trials": [Result(**each) for each in told["trials"]]})
 
 

@@ -156,7 +156,6 @@ def test_a_grid_is_read_from_its_trials(tmp_path: Path) -> None:
         *("completed", "completed", "failed", "preempted", "running or killed", "waiting")
     ]
     assert told.completed()[0].params == {"optimizer.lr": "0.1", "seed": "7"}
-    assert report.is_sweep(tmp_path)
     page = report.write_report(tmp_path).read_text()
     assert "2 completed, 1 failed, 1 preempted, 1 running or killed, 1 waiting" in page
     assert page.count("it has left no log") == 1

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from scaledl.html_page import cell, page, png_uri, row, section, table
+from scaledl.html_page import cell, image_uri, page, row, section, table
 from scaledl.loggers.drawn import TEXTS, Drawn
 from scaledl.reporting import charts
 from scaledl.reporting.dashboard import Section
@@ -133,7 +133,7 @@ def _frame(each: Drawn, last: bool) -> str:
     step = f"<figcaption>step {each.step:,}</figcaption>" if each.step is not None else ""
     if each.path.suffix in TEXTS:
         return f'<div class="frame"{hidden}>{_text(each.path)}{step}</div>'
-    uri = png_uri(each.path.read_bytes(), each.path.suffix[1:])
+    uri = image_uri(each.path.read_bytes(), each.path.suffix[1:])
     return f'<div class="frame"{hidden}><img src="{uri}" alt="{escape(each.name)}">{step}</div>'
 
 

@@ -14,8 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import distribution_to_json
 from optuna.exceptions import ExperimentalWarning
 
-from scaledl import atomic, build, launch, train
+from scaledl import atomic, build, launch, run_directory, train
 from scaledl.config import resolvers
+from scaledl.config.folders import as_words
 from scaledl.config.validate import ConfigError
 from scaledl.distributed import group
 from scaledl.sweep import best, confirm, results, storage, tables
@@ -100,8 +101,7 @@ def _prepared(words: list[str], folders: list[Path], allowed: list[str], check: 
     if not space:
         raise ConfigError([f"sweep={asked.name}: every parameter is fixed; leave one its range, or train without -m"])
     launcher = build.instantiate(settings.launcher)
-    options = [option for folder in folders[:-1] for option in ("--config-dir", str(folder))]  # the last is ours
-    options += [option for package in allowed for option in ("--allow", package)]
+    options = as_words(folders, allowed)
     found = Sweep(asked, space, fixed, None, launcher, Path(), dict(settings.objectives), options)
     with launch.as_on(launcher.nodes, launcher.ranks_of_a_node()):
         problems: list[str] = []
@@ -227,9 +227,10 @@ def _shown(found: Sweep) -> str:
 
 def _flat(path: str, node: Any) -> list[str]:
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-    if isinstance(plain, dict):
-        return [word for key, value in plain.items() for word in _flat(f"{path}.{key}", value)]
-    return [f"{path}={'null' if plain is None else str(plain).lower() if isinstance(plain, bool) else plain}"]
+    return [
+        f"{key}={'null' if value is None else str(value).lower() if isinstance(value, bool) else value}"
+        for key, value in run_directory.flat(plain, path).items()
+    ]
 
 
 def _say(message: str) -> None:

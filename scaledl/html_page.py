@@ -64,5 +64,5 @@ def cell(content: str) -> str:
     return f"<td>{content}</td>"
 
 
-def png_uri(png: bytes, kind: str = "png") -> str:
-    return f"data:image/{kind};base64," + base64.b64encode(png).decode()
+def image_uri(content: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode()

@@ -6,7 +6,8 @@ from pathlib import Path
 from scaledl import atomic
 from scaledl.reporting.dashboard import dashboard, together
 from scaledl.reporting.page import build
-from scaledl.reporting.runs import is_run, open_runs
+from scaledl.reporting.runs import open_runs
+from scaledl.sweep.folder import is_sweep
 
 
 def report(paths: list[Path], output: Path | None, folders: list[Path]) -> Path:
@@ -17,24 +18,20 @@ def report(paths: list[Path], output: Path | None, folders: list[Path]) -> Path:
 
     Raises:
         FileNotFoundError: a path is neither, or there is no folder for the page.
-        ValueError: a sweep is to be written elsewhere, or together with others.
+        ValueError: a sweep is given together with others.
     """
     if output and not output.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {output.parent} for --output {output}; make it first")
-    if sweeps := [path for path in paths if _is_sweep(path)]:
-        if len(paths) > 1 or output:
-            raise ValueError(f"{sweeps[0]} is a sweep, whose page stands in it: give it alone, without --output")
+    if sweeps := [path for path in paths if is_sweep(path)]:
+        if len(paths) > 1:
+            raise ValueError(f"{sweeps[0]} is a sweep, which has a page of its own: give it alone")
         from scaledl.sweep.report import write_report
 
-        return write_report(paths[0])
+        return write_report(paths[0], output)
     runs = open_runs(paths)
     page = output or _home([run.path for run in runs]) / "report.html"
     atomic.write_text(page, build(runs, together(dashboard(run.family, folders) for run in runs)))
     return page
-
-
-def _is_sweep(path: Path) -> bool:
-    return not is_run(path) and any(path.glob("trial_*/"))
 
 
 def _home(runs: list[Path]) -> Path:

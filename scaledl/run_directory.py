@@ -72,6 +72,21 @@ def read_summary(run_dir: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+def status_of(summary: dict[str, Any] | None) -> str:
+    return (summary or {}).get("status") or "running or killed"
+
+
+def flat(node: Any, path: str = "") -> dict[str, Any]:
+    """The settings of a nested config by their dotted names."""
+    if not isinstance(node, dict):
+        return {path: node}
+    return {
+        name: value
+        for key, each in node.items()
+        for name, value in flat(each, f"{path}.{key}" if path else str(key)).items()
+    }
+
+
 def _decisive(config: Any) -> dict[str, Any]:
     """Flat `group.key` values that decide a run's numbers."""
     resolved: Any = OmegaConf.to_container(config, resolve=True)

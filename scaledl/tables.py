@@ -42,7 +42,7 @@ def start_table(
 def final_table(summary: dict[str, Any], run_dir: Path, title: str) -> Table:
     """What came out."""
     rows = {
-        name: f"{value:.4f}"
+        name: "not finite" if value is None else f"{value:.4f}"
         for name, value in summary["metrics"].items()
         if name.startswith(("baseline/", "val/", "test/"))
     }

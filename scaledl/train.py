@@ -34,7 +34,7 @@ from scaledl.distributed.state import RunState
 from scaledl.federated.check import check_task
 from scaledl.federated.runner import Runner
 from scaledl.loggers import jsonl
-from scaledl.loggers.base import RunLogger
+from scaledl.loggers.base import RunLogger, told
 from scaledl.model_text import describe
 from scaledl.snapshot import commit_of_scaledl
 from scaledl.tables import final_table, start_table
@@ -151,7 +151,8 @@ def run(config: DictConfig) -> float | None:
             summary |= federated.facts() if federated else {}
             run_directory.write_summary(run_dir, summary)
             for logger in loggers:
-                logger.end(summary)
+                with told(f"the log of {type(logger).__name__} was not ended"):
+                    logger.end(summary)
     if trainer.is_global_zero:
         console.print(final_table(summary, run_dir, title=status))
     best = build.checkpoint_of(trainer).best

@@ -21,6 +21,12 @@ def config_folders(user_folders: list[str]) -> list[Path]:
     return [*(Path(folder).resolve() for folder in user_folders), CONF]
 
 
+def as_words(folders: list[Path], allowed: list[str]) -> list[str]:
+    """The options by which another process finds the same configs; the last folder is ours."""
+    words = [word for folder in folders[:-1] for word in ("--config-dir", str(folder))]
+    return words + [word for package in allowed for word in ("--allow", package)]
+
+
 def is_group(key: str, folders: list[Path]) -> bool:
     return any((folder / key).is_dir() for folder in folders)
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from scaledl.html_page import png_uri
+from scaledl.html_page import image_uri
 
 FOR, AGAINST = (0.80, 0.14, 0.13), (0.10, 0.36, 0.78)  # red and blue; of what has no sign, red alone
 INK = 0.5  # gray that can be read on white and on black
@@ -19,7 +19,7 @@ def data_uri(pixels: Tensor) -> str:
     """Pixels (H, W, 3) in [0, 1] as a PNG in a URI."""
     buffer = io.BytesIO()
     matplotlib.image.imsave(buffer, (pixels.clamp(0, 1) * 255).round().byte().numpy(), format="png")
-    return png_uri(buffer.getvalue())
+    return image_uri(buffer.getvalue())
 
 
 def figure_uri(figure: Figure) -> str:
@@ -31,7 +31,7 @@ def figure_uri(figure: Figure) -> str:
             part.set_color(str(INK))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, transparent=True, bbox_inches="tight")
-    return png_uri(buffer.getvalue())
+    return image_uri(buffer.getvalue())
 
 
 def plain(image: Tensor) -> Tensor:

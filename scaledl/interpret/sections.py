@@ -156,7 +156,7 @@ def gradients(names: list[str], sizes: Tensor, over_steps: Path) -> str:
     if over_steps.is_file():
         words += " Below it, the gradients of the training's own steps."
         content.append(
-            page.picture(html_page.png_uri(over_steps.read_bytes()), "gradients of steps", coarse=False, small=False)
+            page.picture(html_page.image_uri(over_steps.read_bytes()), "gradients of steps", coarse=False, small=False)
         )
     return page.section(METHODS["gradients"].title, words, *content, page.described("gradients"))
 

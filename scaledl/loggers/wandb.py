@@ -2,6 +2,7 @@
 
 import html
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import wandb
 from lightning.pytorch.utilities import rank_zero_only
 
 from scaledl import checkpoint
-from scaledl.loggers.base import RunLogger
+from scaledl.loggers.base import RunLogger, in_a_line, told
 from scaledl.loggers.drawn import TEXTS, Drawn, Watched
 
 FLUSH_SECONDS = 1  # what a kill may lose; the client's own default is 15
@@ -20,7 +21,8 @@ class Wandb(RunLogger):
     """Metrics over `step`, config, code state, pictures, texts and the result, from rank 0.
 
     Offline the client cannot go on with a run, so each attempt is one of its own, numbered in `attempt`, in the run's
-    group; of a sweep's trial the group is the sweep.
+    group; of a sweep's trial the group is the sweep. An attempt that cannot begin online is logged offline. No error of
+    the client ends a training.
 
     Args:
         project: on the server.
@@ -33,7 +35,7 @@ class Wandb(RunLogger):
         group: null: the sweep, else the run itself.
         monitor: the metric whose best value stands in the summary.
         mode: whether its smallest or largest value is best.
-        checkpoints: keep the best and the last checkpoint as artifacts when the run ends.
+        checkpoints: keep the best and the last checkpoint as artifacts when the run has completed.
     """
 
     def __init__(
@@ -75,37 +77,51 @@ class Wandb(RunLogger):
 
     def begin(self, step: int, facts: dict[str, Any]) -> None:
         os.environ.setdefault("WANDB_DATA_DIR", str(self.run_dir.resolve()))  # else artifacts go through the home
-        attempt = 1 + sum(1 for _ in self.run_dir.glob("wandb/*run-*-*"))
-        self._run = wandb.init(
+        attempt = 1 + sum(1 for _ in self.run_dir.glob("wandb/*run-*-*/files"))  # one that failed to begin has none
+        about = {"facts": facts, "attempt": attempt, "begins_at_step": step}
+        self._watched = Watched(self.run_dir)
+        for offline in [False, True][self.offline :]:
+            try:
+                self._run = self._begun(about, offline)
+                return
+            except Exception as error:
+                instead = "nothing is logged to it" if offline else "this attempt is logged offline, for `wandb sync`"
+                place = "offline" if offline else "online"
+                warnings.warn(f"Weights & Biases cannot log {place}, so {instead}: {in_a_line(error)}", stacklevel=2)
+
+    def _begun(self, about: dict[str, Any], offline: bool) -> Any:
+        run = wandb.init(
             project=self.project,
             entity=self.entity,
             dir=self.run_dir,
-            id=self.id,
+            id=self.id if offline == self.offline else None,
             name=self.run_name,
             group=self.group,
             job_type="train",
             tags=self.tags,
-            config={"facts": facts, "attempt": attempt, "begins_at_step": step},
-            mode="offline" if self.offline else "online",
-            resume=None if self.offline or self.id is None else "allow",
+            config=about,
+            mode="offline" if offline else "online",
+            resume=None if offline or self.id is None else "allow",
             allow_val_change=True,
             settings=wandb.Settings(x_transaction_log_flush_interval=FLUSH_SECONDS),
         )
-        self._run.define_metric("*", step_metric="step")
-        self._run.define_metric(self.monitor, step_metric="step", summary=f"{self.mode},last")
-        self._watched = Watched(self.run_dir)
+        run.define_metric("*", step_metric="step")
+        run.define_metric(self.monitor, step_metric="step", summary=f"{self.mode},last")
+        return run
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         if self._run is not None:
-            self._run.config.update(params, allow_val_change=True)
+            with told("the config was not logged to Weights & Biases"):
+                self._run.config.update(params, allow_val_change=True)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         if self._run is None:
             return
         self._axes |= {name: metrics[name] for name in AXES if name in metrics} | {"step": step or 0}
-        self._run.log(self._axes | metrics)
+        with told("metrics were not logged to Weights & Biases"):
+            self._run.log(self._axes | metrics)
         if any(name.startswith("val/") for name in metrics):
             self._send(step or 0)
 
@@ -113,18 +129,26 @@ class Wandb(RunLogger):
         if self._run is None:
             return
         self._send(summary["steps"])
-        self._run.summary.update({f"run/{name}": value for name, value in summary.items() if name != "metrics"})
-        if self.checkpoints and summary["steps"]:
-            self._keep_checkpoints()
-        if summary["status"] == "preempted":
-            self._run.mark_preempting()
-        self._run.finish(exit_code=0 if summary["status"] == "completed" else 1)
+        with told("the result was not logged to Weights & Biases"):
+            self._run.summary.update({f"run/{name}": value for name, value in summary.items() if name != "metrics"})
+        if self.checkpoints and summary["status"] == "completed":
+            with told("checkpoints were not kept by Weights & Biases"):
+                self._keep_checkpoints()
+        with told("Weights & Biases was not told that the run has ended"):
+            if summary["status"] == "preempted":
+                self._run.mark_preempting()
+            self._run.finish(exit_code=0 if summary["status"] in ("completed", "pruned") else 1)
         self._run = None
 
     def _send(self, step: int) -> None:
-        for each in self._watched.new() if self._watched else []:
+        found: list[Drawn] = []
+        with told("new pictures were not found"):
+            found = self._watched.new() if self._watched else []
+        for each in found:
             at = step if each.step is None else each.step
-            self._run.log({**self._axes, "step": at, each.name: _media(each)})
+            axes = self._axes if at == self._axes.get("step") else {"step": at}  # the samples of that step are past
+            with told(f"{each.path} was not logged to Weights & Biases"):
+                self._run.log({**axes, each.name: _media(each)})
 
     def _keep_checkpoints(self) -> None:
         best, last = checkpoint.best(self.run_dir), checkpoint.latest(self.run_dir)

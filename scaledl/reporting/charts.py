@@ -38,13 +38,14 @@ def data(sections: list[Section], runs: list[Run]) -> str:
         for panel in section.panels
         if (series := _series(panel, runs))
     }
+    drawn = {each["run"] for chart in charts.values() for each in chart["series"]}
     axes = {axis: [_axis(run, name) for run in runs] for axis, name in AXES.items() if axis != "step"}
     content = {
         "runs": [run.name for run in runs],
-        "axes": {axis: of_runs for axis, of_runs in axes.items() if all(of_runs)},
+        "axes": {axis: of_runs for axis, of_runs in axes.items() if drawn and all(of_runs[run] for run in drawn)},
         "charts": charts,
     }
-    return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
+    return json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def place(section: Section, panel: Panel) -> str:

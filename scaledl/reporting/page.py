@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from scaledl.html_page import cell, page, png_uri, row, section, table
+from scaledl.html_page import cell, image_uri, page, row, section, table
 from scaledl.loggers.drawn import TEXTS, Drawn
 from scaledl.reporting import charts
 from scaledl.reporting.dashboard import Section
@@ -56,7 +56,7 @@ def _results(runs: list[Run]) -> str:
     last = [run.summary.get("metrics") or {name: run.series(name)[-1][1] for name in run.metrics()} for run in runs]
     for kind in ("test/", "val/", "baseline/"):
         names = dict.fromkeys(name for each in last for name in each if name.startswith(kind))
-        rows |= {name: [_number(each.get(name)) for each in last] for name in names}
+        rows |= {name: [_number(each[name]) or "not finite" if name in each else "" for each in last] for name in names}
     words = "What each run came to. Values of <b>val/</b> are those of the last validation."
     return section("Results", words, _table_of_runs(runs, {k: v for k, v in rows.items() if any(v)}))
 
@@ -133,7 +133,7 @@ def _frame(each: Drawn, last: bool) -> str:
     step = f"<figcaption>step {each.step:,}</figcaption>" if each.step is not None else ""
     if each.path.suffix in TEXTS:
         return f'<div class="frame"{hidden}>{_text(each.path)}{step}</div>'
-    uri = png_uri(each.path.read_bytes(), each.path.suffix[1:])
+    uri = image_uri(each.path.read_bytes(), each.path.suffix[1:])
     return f'<div class="frame"{hidden}><img src="{uri}" alt="{escape(each.name)}">{step}</div>'
 
 

@@ -59,8 +59,17 @@ function steps(low, high, count) {
   const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find(factor => factor * power >= rough * 0.999);
   const found = [];
-  for (let tick = Math.ceil(low / step - 1e-9) * step; tick <= high + step * 1e-9; tick += step) found.push(Math.abs(tick) < step / 1e6 ? 0 : tick);
+  for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9 && found.length < 40; n++) found.push(n * step);
   return found;
+}
+
+// The smallest and largest of the series' numbers, by a loop: there may be more than a call can have arguments.
+function extent(series, ...names) {
+  let low = Infinity, high = -Infinity;
+  for (const each of series)
+    for (const name of names)
+      for (const value of each[name]) { if (value < low) low = value; if (value > high) high = value; }
+  return [low, high];
 }
 
 function powers(low, high) {
@@ -117,10 +126,9 @@ class Chart {
     const shown = this.visible();
     this.body.replaceChildren();
     if (!shown.length) return this.body.append(html("p", "nothing", this.log ? "nothing above zero to show" : "hidden"));
-    const xs = shown.flatMap(series => series.xs), ys = shown.flatMap(series => [...series.ys, ...series.values]);
-    const [left, right] = [Math.min(...xs), Math.max(...xs)];
-    let [low, high] = [Math.min(...ys), Math.max(...ys)];
-    if (low === high) { const room = Math.abs(low) * 0.1; low -= room; high += room || 1; }
+    const [left, right] = extent(shown, "xs");
+    let [low, high] = extent(shown, "ys", "values");
+    if (high - low <= 1e-12 * Math.max(-low, high)) { const room = Math.abs(low) * 0.1; low -= room; high += room || 1; }
     else if (!this.log) { const room = (high - low) * 0.04; if (low < 0 || low - room > 0) low -= room; high += room; }
     const x = scale(left, right, LEFT, width - RIGHT, false), y = scale(low, high, HEIGHT - BOTTOM, TOP, this.log);
     const picture = svg("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, height: HEIGHT, role: "img", "aria-label": this.card.dataset.chart }, this.body);

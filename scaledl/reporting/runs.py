@@ -1,5 +1,6 @@
 """What a report reads of a run directory: its log, config, summary, model, pictures and texts. Nothing of torch."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,16 @@ class Run:
 
     @property
     def status(self) -> str:
-        return self.summary.get("status") or "running, or killed"
+        return run_directory.status_of(self.summary)
 
     def series(self, metric: str) -> list[tuple[int, float]]:
         """(step, value) of what is finite; of several values of one step the last."""
-        return sorted({line["step"]: line[metric] for line in self.lines if line.get(metric) is not None}.items())
+        return sorted({line["step"]: line[metric] for line in self.lines if _finite(line.get(metric))}.items())
 
     def metrics(self) -> list[str]:
-        return list(dict.fromkeys(name for line in self.lines for name in line if name != "step"))
+        """Those with a finite value."""
+        named = (name for line in self.lines for name, value in line.items() if name != "step" and _finite(value))
+        return list(dict.fromkeys(named))
 
 
 def open_runs(folders: list[Path]) -> list[Run]:
@@ -73,7 +76,7 @@ def names(paths: list[Path]) -> list[str]:
 
 def differences(runs: list[Run]) -> tuple[dict[str, list[str]], int]:
     """The settings in which configs differ, a value for each run, and how many are equal."""
-    flat = [_flat(run.config) for run in runs]
+    flat = [run_directory.flat(run.config) for run in runs]
     keys = sorted({key for each in flat for key in each})
     values = {key: [str(each.get(key, "-")) for each in flat] for key in keys if key.split(".")[0] not in _ITS_OWN}
     differing = {key: row for key, row in values.items() if len(set(row)) > 1}
@@ -94,11 +97,5 @@ def _open(path: Path, name: str) -> Run:
     )
 
 
-def _flat(node: dict[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{before}{key}.")
-        else:
-            found[f"{before}{key}"] = value
-    return found
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

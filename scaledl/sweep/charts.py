@@ -1,6 +1,5 @@
 """Pictures of a sweep, drawn from its results: how it went, what mattered, how the parameters go together."""
 
-import base64
 import io
 import math
 from typing import Any
@@ -10,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution, json_to_distribution
 
+from scaledl.html_page import image_uri
 from scaledl.sweep.results import Result, Results
 
 COLOURS = "viridis"
@@ -19,7 +19,7 @@ BLUE, GREY, RED = "#3366aa", "#9aa2ae", "#c0392b"
 def uri(figure: Figure) -> str:
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
+    return image_uri(file.getvalue(), "svg+xml")
 
 
 def history(results: Results) -> Figure:

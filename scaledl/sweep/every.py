@@ -9,7 +9,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from scaledl.config.validate import ConfigError
-from scaledl.sweep.search import _firsts_before
+from scaledl.sweep.search import firsts_before
 from scaledl.sweep.space import Space
 
 
@@ -38,7 +38,7 @@ class Every(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        rest = _firsts_before(study.get_trials(deepcopy=False), trial.number)
+        rest = firsts_before(study.get_trials(deepcopy=False), trial.number)
         for name in reversed(self._values):
             rest, at = divmod(rest, len(self._values[name]))
             if name == param_name:

@@ -4,12 +4,12 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from scaledl.config import resolvers
 from scaledl.config.validate import ConfigError
+from scaledl.sweep.space import parse
 from scaledl.train import composed
 
 _DIR = "hydra.sweep.dir"
@@ -32,18 +32,18 @@ def combinations(words: list[str]) -> list[tuple[list[str], list[str]]]:
     """(all words, those with one of several values) of each trial, the last word's values changing fastest.
 
     Raises:
-        ConfigError: a word is not of Hydra's grammar.
+        ConfigError: a word is not of Hydra's grammar, or its values cannot be counted.
     """
     choices: list[list[str]] = []
     for word in words:
         try:
-            override = OverridesParser.create().parse_override(word)
+            override = parse(word)
             several = override.is_sweep_override()
             choices.append(
                 [f"{override.get_key_element()}={v}" for v in override.sweep_string_iterator()] if several else [word]
             )
         except HydraException as error:
-            raise ConfigError([f"{word}: not in the form key=value ({str(error).splitlines()[0]})"]) from error
+            raise ConfigError([f"{word}: a grid has no such values ({str(error).splitlines()[0]})"]) from error
     swept = [index for index, choice in enumerate(choices) if len(choice) > 1]
     return [(list(chosen), [chosen[index] for index in swept]) for chosen in itertools.product(*choices)]
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scaledl import processes, run_directory
+from scaledl.config.folders import as_words
 from scaledl.config.validate import ConfigError
 from scaledl.distributed import group
 from scaledl.sweep.grid import Trial, trials
@@ -27,9 +28,7 @@ def sweep(words: list[str], folders: list[Path], allowed: list[str]) -> int:
     failed = 0
     for number, trial in enumerate(every):
         console.print(f"trial {number + 1} of {len(every)}: {' '.join(trial.own)}", style="bold")
-        options = [option for folder in folders[:-1] for option in ("--config-dir", str(folder))]  # the last is ours
-        options += [option for package in allowed for option in ("--allow", package)]
-        code = processes.run([sys.executable, "-m", "scaledl", "train", *options, *trial.words])
+        code = processes.run([sys.executable, "-m", "scaledl", "train", *as_words(folders, allowed), *trial.words])
         if code > 128:
             return code
         failed += code != 0

@@ -11,15 +11,12 @@ from matplotlib.figure import Figure
 from scaledl import atomic
 from scaledl.interpret.page import cell, page, picture, section, table
 from scaledl.sweep import best, charts, confirm, grid_results
-from scaledl.sweep.results import NAME, Result, Results, read
+from scaledl.sweep.folder import RESULTS
+from scaledl.sweep.results import Result, Results, read
 from scaledl.sweep.tables import shown
 
 ROWS = 20
 ENOUGH = 10  # completed trials
-
-
-def is_sweep(folder: Path) -> bool:
-    return (folder / NAME).is_file() or any(folder.glob("trial_[0-9]*/config.yaml"))
 
 
 def write_report(sweep_dir: Path, output: Path | None = None) -> Path:
@@ -28,7 +25,7 @@ def write_report(sweep_dir: Path, output: Path | None = None) -> Path:
     Raises:
         FileNotFoundError: this is no sweep's directory, or none of its trials has ended.
     """
-    results = read(sweep_dir) if (sweep_dir / NAME).is_file() else grid_results.read(sweep_dir)
+    results = read(sweep_dir) if (sweep_dir / RESULTS).is_file() else grid_results.read(sweep_dir)
     output = output or sweep_dir / "report.html"
     atomic.write_text(output, _page(results, sweep_dir))
     return output
@@ -78,18 +75,16 @@ def _sections(results: Results, folder: Path) -> list[str]:
         sections.append(
             section("Winner against default", escape(compared.words().capitalize() + "."), _seeds(compared))
         )
-    if (amounts := importance(results)) and results.space:
+    if amounts := importance(results):
         words = (
             "How much of the differences between trials a parameter explains (functional ANOVA, Hutter et al. 2014). "
             f"Of trials that ran to their end; where fewer than {ENOUGH} did, the others count with their last value."
         )
         sections.append(section("Importance of the parameters", words, _chart(charts.bars(amounts), "bars")))
-    if any(each.values for each in results.trials):
-        if not several:
-            words = (
-                "Each trial's value; red lines are trials that failed. Blue ran to their end, grey were ended early."
-            )
-            sections.append(section("How it went", words, _chart(charts.history(results), "values over trials")))
+    if any(each.values for each in results.trials) and not several:
+        words = "Each trial's value; red lines are trials that failed. Blue ran to their end, grey were ended early."
+        sections.append(section("How it went", words, _chart(charts.history(results), "values over trials")))
+    if results.space and sum(bool(each.values) for each in results.trials) > 1:
         words = "One line for each trial, dark the best."
         sections.append(
             section("Parallel coordinates", words, _chart(charts.parallel(results), "parallel coordinates"))

@@ -1,6 +1,7 @@
 """What a sweep has found: a file in its directory, whatever database its trials are kept in."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from scaledl import atomic
+from scaledl.sweep.folder import RESULTS
 from scaledl.sweep.search import latest
 from scaledl.sweep.space import Space
 from scaledl.sweep.storage import patiently
 
-NAME = "results.json"
 _STATUS = {
     TrialState.COMPLETE: "completed",
     TrialState.PRUNED: "pruned",
@@ -27,7 +28,7 @@ _STATUS = {
 
 @dataclass
 class Result:
-    """A trial; values of one that was pruned are those of its last validation."""
+    """A trial; values of one that was pruned are those of its last validation; what is not finite is left out."""
 
     trial: int
     status: str
@@ -106,7 +107,7 @@ def collect(
 
 
 def write(results: Results, folder: Path) -> None:
-    atomic.write_text(folder / NAME, json.dumps(asdict(results), indent=1) + "\n")
+    atomic.write_text(folder / RESULTS, json.dumps(asdict(results), indent=1, allow_nan=False) + "\n")
 
 
 def read(folder: Path) -> Results:
@@ -114,11 +115,11 @@ def read(folder: Path) -> Results:
     Raises:
         FileNotFoundError: the folder holds no sweep with results.
     """
-    if not (folder / NAME).is_file():
+    if not (folder / RESULTS).is_file():
         raise FileNotFoundError(
-            f"{folder} holds no {NAME}; a sweep writes it in hydra.sweep.dir when a trial has ended"
+            f"{folder} holds no {RESULTS}; a sweep writes it in hydra.sweep.dir when a trial has ended"
         )
-    told = json.loads((folder / NAME).read_text())
+    told = json.loads((folder / RESULTS).read_text())
     return Results(**{**told, "trials": [Result(**each) for each in told["trials"]]})
 
 
@@ -126,12 +127,13 @@ def _result(place: int, trial: FrozenTrial) -> Result:
     error = trial.user_attrs.get("error")
     if trial.state == TrialState.FAIL and error is None:
         error = "its worker was lost"
+    values = trial.values or [math.nan]
     return Result(
         place,
         _STATUS[trial.state],
         trial.params,
-        list(trial.values) if trial.values is not None else None,
-        {str(step): value for step, value in trial.intermediate_values.items()},
+        list(values) if all(map(math.isfinite, values)) else None,
+        {str(step): value for step, value in trial.intermediate_values.items() if math.isfinite(value)},
         error,
         trial.duration.total_seconds() if trial.duration else None,
     )

@@ -113,7 +113,7 @@ class Search:
     def _claim(self, trial: Trial) -> Attempt | None:
         every, attributes = self.trials(), trial.user_attrs
         again = "place" in attributes
-        place = attributes["place"] if again else _firsts_before(every, trial.number)
+        place = attributes["place"] if again else firsts_before(every, trial.number)
         if "follows" in attributes:
             self._end(attributes["follows"], TrialState.FAIL)  # unless that was done when it was queued
         # Another worker asked for the last place at the same moment, or queued the same trial again.
@@ -170,7 +170,7 @@ class Search:
         for trial in every:
             if trial.state != TrialState.RUNNING or not self._watch.lost(trial.number, trial.user_attrs, askers):
                 continue
-            place = trial.user_attrs.get("place", _firsts_before(every, trial.number))
+            place = trial.user_attrs.get("place", firsts_before(every, trial.number))
             if place >= self.n_trials or trial.user_attrs.get("surplus"):  # lost before it could be dropped
                 self._drop(Trial(self.study, trial._trial_id))
                 continue
@@ -186,7 +186,7 @@ class Search:
         """Whether it was this worker that queued the trial again: first the new attempt, then the old one's end."""
         every = self.trials()
         if _follower(every, trial.number) is None:
-            place = trial.user_attrs.get("place", _firsts_before(every, trial.number))
+            place = trial.user_attrs.get("place", firsts_before(every, trial.number))
             again = create_trial(
                 state=TrialState.WAITING,
                 params=trial.params,
@@ -228,7 +228,7 @@ def _follower(trials: Sequence[FrozenTrial], followed: int) -> int | None:
     return next((trial.number for trial in trials if trial.user_attrs.get("follows") == followed), None)
 
 
-def _firsts_before(trials: Sequence[FrozenTrial], number: int) -> int:
+def firsts_before(trials: Sequence[FrozenTrial], number: int) -> int:
     return sum(
         trial.number < number and not trial.user_attrs.get("again") and not trial.user_attrs.get("surplus")
         for trial in trials

@@ -15,8 +15,9 @@ from optuna.distributions import distribution_to_json
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 
-from scaledl import atomic, build, launch, train
+from scaledl import atomic, build, launch, run_directory, train
 from scaledl.config import resolvers
+from scaledl.config.folders import as_words
 from scaledl.config.validate import ConfigError
 from scaledl.distributed import group
 from scaledl.processes import ends_with_parent
@@ -104,8 +105,7 @@ def _prepared(words: list[str], folders: list[Path], allowed: list[str], check: 
     if not space:
         raise ConfigError([f"sweep={asked.name}: every parameter is fixed; leave one its range, or train without -m"])
     launcher = build.instantiate(settings.launcher)
-    options = [option for folder in folders[:-1] for option in ("--config-dir", str(folder))]  # the last is ours
-    options += [option for package in allowed for option in ("--allow", package)]
+    options = as_words(folders, allowed)
     sampler = build.instantiate(settings.sampler)
     if isinstance(sampler, Every):
         settings.n_trials = min(settings.n_trials, sampler.cover(space))
@@ -243,9 +243,10 @@ def _shown(found: Sweep) -> str:
 
 def _flat(path: str, node: Any) -> list[str]:
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-    if isinstance(plain, dict):
-        return [word for key, value in plain.items() for word in _flat(f"{path}.{key}", value)]
-    return [f"{path}={'null' if plain is None else str(plain).lower() if isinstance(plain, bool) else plain}"]
+    return [
+        f"{key}={'null' if value is None else str(value).lower() if isinstance(value, bool) else value}"
+        for key, value in run_directory.flat(plain, path).items()
+    ]
 
 
 def _say(message: str) -> None:

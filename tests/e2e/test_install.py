@@ -63,6 +63,12 @@ def test_an_installed_wheel_trains_in_an_empty_directory(environment, tmp_path: 
     scaledl("train", "experiment=mlp/circles", "run_id=a")
     assert summary_of(empty / "runs/mlp/circles/a")["metrics"]["test/acc"] >= 0.99
 
+    page = (empty / scaledl("report", "runs/mlp/circles/a").strip()).read_text()
+    for name in ("report.css", "report.js"):
+        assert (site / "scaledl" / "reporting" / name).read_text() in page
+    assert '<h3 class="part">Quality</h3>' in page  # of conf/dashboard
+    assert "Share of weights that are zero: val/zeros" in scaledl("dashboard", "mlp")
+
     mine = empty / "conf" / "experiment" / "mine" / "circles.yaml"
     mine.parent.mkdir(parents=True)
     mine.write_text("# @package _global_\ndefaults:\n  - /experiment/mlp/circles\ntrainer:\n  max_steps: 30\n")

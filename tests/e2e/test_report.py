@@ -1,10 +1,18 @@
 """`scaledl report`: from runs to a page that a browser shows, without network and without complaints."""
 
+import json
+import random
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from scaledl.reporting.charts import MOST_POINTS
+from scaledl.reporting.dashboard import Panel, Section
+from scaledl.reporting.page import build
+from scaledl.reporting.runs import Run, open_runs
 from tests.browser import PROGRAM, Browser
 
 pytestmark = pytest.mark.e2e
@@ -51,6 +59,56 @@ def test_three_runs_on_one_page(scaledl, tmp_path: Path) -> None:
         )
         assert browser.value("document.querySelector('.tip:not([hidden])').textContent").count("train/loss") == 2
         assert (browser.requests, browser.complaints) == ([], [])
+
+
+def run_of(folder: Path, values: Iterable[float | None], **summary: Any) -> Run:
+    """A run directory as training leaves it, with a curve of these values."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text(f"experiment: mlp/x\nrun_id: {folder.name}\n")
+    lines = ({"step": step, "train/loss": value, "val/loss": value} for step, value in enumerate(values))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if summary:
+        (folder / "summary.json").write_text(json.dumps(summary))
+    return open_runs([folder])[0]
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="there is no chromium on this machine")
+def test_runs_with_odd_or_very_many_values_are_drawn(tmp_path: Path) -> None:
+    odd = {
+        "never_finite": [None, None],
+        "empty": [],
+        "one_point": [0.5],
+        "nearly_constant": [0.3, 0.30000000000000004, 0.3],
+        "zero": [0.0, 0.0],
+        "from_tiny_to_huge": [1e-300, 1.0, 1e300],
+    }
+    pages = {name: [run_of(tmp_path / name, values)] for name, values in odd.items()}
+    told = {
+        "status": "failed",
+        "metrics": {},
+        "best": None,
+        "strategy": "auto",
+        "world_size": 1,
+        "precision": "32-true",
+    }
+    pages["failed"] = [run_of(tmp_path / "failed", [3.0, 2.0, None], **told)]
+    loss = Section("Quality", (Panel("Loss", ("train/loss", "val/loss")),))
+    drawn = dict.fromkeys(pages, 2) | {"never_finite": 0, "empty": 0}
+    drawn |= {"together": sum(drawn.values()), "long": 134}
+    draw = random.Random(0)
+    long = [run_of(tmp_path / f"long_{n}", (draw.random() for _ in range(MOST_POINTS))) for n in range(67)]
+    pages |= {"together": [runs[0] for runs in pages.values()], "long": long}
+    with Browser(tmp_path / "profile") as browser:
+        for name, runs in pages.items():
+            page = tmp_path / f"{name}.html"
+            page.write_text(build(runs, [loss]))
+            browser.open(page)
+            curves = browser.value("document.querySelectorAll('.chart path.curve').length")
+            assert curves == drawn[name], name
+            labels = browser.value("document.querySelectorAll('.chart svg text').length")
+            assert 2 < labels < 40 if curves else labels == 0, name
+            assert (browser.requests, browser.complaints) == ([], []), name
+    assert sum(len(run.series(metric)) for run in long for metric in run.metrics()) > 200_000
 
 
 def test_what_is_no_run_is_told(scaledl, tmp_path: Path) -> None:

@@ -32,5 +32,7 @@ def test_what_is_one_value_and_what_are_several(word: str, expected: list[str]) 
 
 
 def test_a_word_of_no_grammar_is_named() -> None:
-    with pytest.raises(ConfigError, match="seed"):
+    with pytest.raises(ConfigError, match=r"seed=range.: not in the form key=value"):
         combinations(["seed=range("])
+    with pytest.raises(ConfigError, match="a grid has no such values"):
+        combinations(["optimizer.lr=interval(0,1)"])

@@ -102,3 +102,9 @@ def test_a_summary_replaces_the_one_before(tmp_path: Path) -> None:
 def test_a_diverged_run_has_a_summary_that_is_json(tmp_path: Path) -> None:
     run_directory.write_summary(tmp_path, {"metrics": {"val/loss": float("nan")}, "best": {"value": float("inf")}})
     assert run_directory.read_summary(tmp_path) == {"metrics": {"val/loss": None}, "best": {"value": None}}
+
+
+def test_settings_are_flat_by_their_dotted_names() -> None:
+    nested = {"optimizer": {"lr": 0.1, "betas": [0.9, 0.95]}, "seed": 0, "callbacks": {}, "a/b": None}
+    assert run_directory.flat(nested) == {"optimizer.lr": 0.1, "optimizer.betas": [0.9, 0.95], "seed": 0, "a/b": None}
+    assert run_directory.flat({"n": 1}, "callbacks.pruning") == {"callbacks.pruning.n": 1}

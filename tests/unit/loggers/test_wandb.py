@@ -44,7 +44,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> tuple[Client, dict[str, Any]]:
 
 def test_offline_attempts_are_numbered_in_a_group(started, tmp_path: Path) -> None:
     for earlier in ("offline-run-20260101_000000-abc", "offline-run-20260102_000000-def", "latest-run"):
-        (tmp_path / "wandb" / earlier).mkdir(parents=True)
+        (tmp_path / "wandb" / earlier / "files").mkdir(parents=True)
+    (tmp_path / "wandb" / "run-20260103_000000-ghi").mkdir()  # could not begin
     Wandb("p", str(tmp_path), "mlp/digits/a", tags=["mlp/digits"]).begin(70, {"world_size": 1})
     _, asked = started
     assert (asked["group"], asked["mode"], asked["resume"]) == ("mlp/digits/a", "offline", None)
@@ -76,7 +77,8 @@ def test_every_row_has_the_axes_and_pictures_have_the_step_of_their_name(started
     first, second, sample = client.rows
     assert first == {"step": 2, "samples_seen": 64, "tokens_seen": 640, "train/loss": 1.0}
     assert second == {"step": 3, "samples_seen": 64, "tokens_seen": 640, "val/acc": 0.5}
-    assert (sample["step"], "samples/texts" in sample) == (2, True)
+    assert list(sample) == ["step", "samples/texts"]  # the third row's samples_seen are not this picture's
+    assert sample["step"] == 2
     assert client.axes == {"*": {"step_metric": "step"}, "val/acc": {"step_metric": "step", "summary": "max,last"}}
 
 
@@ -84,6 +86,7 @@ def test_every_row_has_the_axes_and_pictures_have_the_step_of_their_name(started
     ("status", "calls"),
     [
         ("completed", [("finish", 0)]),
+        ("pruned", [("finish", 0)]),
         ("failed", [("finish", 1)]),
         ("preempted", ["preempting", ("finish", 1)]),
     ],
@@ -95,3 +98,77 @@ def test_the_end_says_how_it_went(started, tmp_path: Path, status: str, calls: l
     client, _ = started
     assert client.calls == calls
     assert client.summary == {"run/status": status, "run/steps": 5, "run/best": None}
+
+
+def test_what_cannot_begin_online_is_logged_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def init(**arguments: Any) -> Client:
+        asked.append(arguments)
+        if arguments["mode"] == "online":
+            raise wandb.errors.CommError("no network\nConsider increasing the init_timeout setting")
+        return Client()
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setenv("WANDB_DATA_DIR", "somewhere")
+    logger = Wandb("p", str(tmp_path), "mlp/digits/a", id="0123", offline=False)
+    with pytest.warns(UserWarning, match="Weights") as said:
+        logger.begin(0, {})
+    (line,) = [str(each.message) for each in said]
+    assert "cannot log online, so this attempt is logged offline" in line
+    assert line.endswith("CommError no network")
+    assert [(each["mode"], each["id"], each["resume"]) for each in asked] == [
+        ("online", "0123", "allow"),
+        ("offline", None, None),
+    ]
+    logger.log_metrics({"a": 1.0}, step=1)
+    assert logger.experiment.rows == [{"step": 1, "a": 1.0}]
+
+
+def test_a_client_that_only_fails_ends_no_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def init(**arguments: Any) -> Client:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setenv("WANDB_DATA_DIR", "somewhere")
+    logger = Wandb("p", str(tmp_path), "mlp/digits/a")
+    with pytest.warns(UserWarning, match="nothing is logged to it: OSError .*No space left"):
+        logger.begin(0, {})
+    logger.log_hyperparams({})
+    logger.log_metrics({"a": 1.0}, step=1)
+    logger.end({"status": "completed", "steps": 1})
+
+
+def test_errors_of_the_client_are_told_and_the_rest_is_done(started, monkeypatch, tmp_path: Path) -> None:
+    client, _ = started
+    logger = Wandb("p", str(tmp_path), "mlp/digits/a", checkpoints=True)
+    logger.begin(0, {})
+
+    def gone(*_: Any, **__: Any) -> None:
+        raise BrokenPipeError("the service is gone")
+
+    client.log = gone  # type: ignore[method-assign]
+    monkeypatch.setattr(logger, "_keep_checkpoints", gone)
+    with pytest.warns(UserWarning, match="metrics were not logged to Weights & Biases: BrokenPipeError the service"):
+        logger.log_metrics({"a": 1.0}, step=1)
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "curves.txt").touch()
+    with pytest.warns(UserWarning, match="checkpoints were not kept by Weights & Biases"):
+        logger.end({"status": "completed", "steps": 1, "metrics": {}})
+    assert client.summary == {"run/status": "completed", "run/steps": 1}
+    assert client.calls == [("finish", 0)]
+    logger.begin(0, {})
+    client.finish = gone  # type: ignore[method-assign]
+    with pytest.warns(UserWarning, match="not told that the run has ended"):
+        logger.end({"status": "failed", "steps": 1, "metrics": {}})
+    assert logger.experiment is None
+
+
+@pytest.mark.parametrize("status", ["completed", "pruned", "failed", "preempted"])
+def test_checkpoints_are_kept_of_a_completed_run_only(started, monkeypatch, tmp_path: Path, status: str) -> None:
+    kept: list[str] = []
+    logger = Wandb("p", str(tmp_path), "mlp/digits/a", checkpoints=True)
+    monkeypatch.setattr(logger, "_keep_checkpoints", lambda: kept.append(status))
+    logger.begin(0, {})
+    logger.end({"status": status, "steps": 5, "metrics": {}})
+    assert kept == ["completed"] * (status == "completed")

@@ -1,4 +1,5 @@
 import json
+import math
 import random
 from pathlib import Path
 
@@ -42,6 +43,21 @@ def test_the_data_holds_every_point_of_every_run_and_can_stand_in_a_script_eleme
         {"run": 1, "metric": "train/loss", "steps": [1], "values": [8.0]},
     ]
     assert "Quality: Accuracy" not in found["charts"]
+
+
+def test_json_is_strict_and_a_run_without_curves_takes_no_axis_from_the_others() -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    odd = [{"step": 1, "train/loss": math.nan, "val/loss": math.inf}, {"step": 2, "train/loss": 3.0, "val/loss": None}]
+    runs = [run(LOG), run([], "b"), run([odd[0]], "c")]
+    shown, more = sections_with_data([QUALITY], runs)
+    found = json.loads(data([*shown, more], runs), parse_constant=refuse)
+    assert {each["run"] for each in found["charts"]["Quality: Loss"]["series"]} == {0}
+    assert list(found["axes"]) == ["samples"]
+    found = json.loads(data(shown, [run(odd)]), parse_constant=refuse)
+    (series,) = found["charts"]["Quality: Loss"]["series"]
+    assert (series["steps"], series["values"]) == ([2], [3.0])
 
 
 def test_thinning_keeps_order_ends_of_the_range_and_peaks() -> None:

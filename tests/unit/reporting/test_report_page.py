@@ -34,7 +34,19 @@ def test_nothing_that_a_run_holds_becomes_part_of_the_page(tmp_path: Path) -> No
 def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
     run = make(tmp_path / "a")
     (run.path / "metrics.jsonl").unlink()
-    assert "running, or killed" in build(open_runs([run.path]), [])
+    assert "running or killed" in build(open_runs([run.path]), [])
+
+
+def test_a_run_whose_metrics_were_never_finite_has_a_page_beside_others(tmp_path: Path) -> None:
+    never = make(tmp_path / "never", "never")
+    (never.path / "metrics.jsonl").write_text('{"step": 1, "val/loss": null, "train/loss": null}\n')
+    ended = make(tmp_path / "ended", "ended")
+    summary = {"status": "failed", "strategy": "auto", "world_size": 1, "precision": "32-true"}
+    (ended.path / "summary.json").write_text(json.dumps(summary | {"metrics": {"val/loss": None}, "best": None}))
+    assert "running or killed" in build(open_runs([never.path]), [])
+    text = build(open_runs([never.path, ended.path, make(tmp_path / "good", "good").path]), [])
+    assert "<th>val/loss</th><td></td><td>not finite</td><td></td>" in text
+    assert "<td>failed</td>" in text
 
 
 def test_of_many_steps_the_first_and_the_last_are_among_those_shown(tmp_path: Path) -> None:

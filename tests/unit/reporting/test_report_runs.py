@@ -21,7 +21,7 @@ def test_a_folder_stands_for_the_runs_in_it(tmp_path: Path) -> None:
     (tmp_path / "mlp" / "no_run").mkdir()
     runs = open_runs([tmp_path / "mlp", tmp_path / "mlp" / "a"])
     assert [run.name for run in runs] == ["a", "b"]
-    assert {run.status for run in runs} == {"running, or killed"}
+    assert {run.status for run in runs} == {"running or killed"}
     with pytest.raises(FileNotFoundError, match="no_run is no run directory"):
         open_runs([tmp_path / "mlp" / "no_run"])
 
@@ -33,7 +33,8 @@ def test_names_are_as_long_as_they_must_be() -> None:
 
 
 def test_a_series_is_what_is_finite_the_last_of_a_step_and_whole_lines(tmp_path: Path) -> None:
-    log = '{"step": 1, "a": 2.0}\n{"step": 2, "a": null}\n{"step": 3, "a": 1.0, "b": 5}\n{"step": 3, "a": 0.5}\n{"st'
+    log = '{"step": 1, "a": 2.0}\n{"step": 2, "a": null, "c": null, "d": NaN, "e": -Infinity}\n{"step": 2, "a": NaN}\n'
+    log += '{"step": 3, "a": 1.0, "b": 5}\n{"step": 3, "a": 0.5}\n{"st'
     (run,) = open_runs([make(tmp_path / "a", log=log)])
     assert run.series("a") == [(1, 2.0), (3, 0.5)]
     assert run.metrics() == ["a", "b"]

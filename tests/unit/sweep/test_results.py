@@ -1,14 +1,20 @@
 """What a sweep leaves: outcome of a trial, best config, front, interval, page."""
 
 import json
+import math
 import shlex
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
+from omegaconf import OmegaConf
+from optuna import create_study
+from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json, json_to_distribution
+from optuna.trial import TrialState
 
+from scaledl import run_directory
 from scaledl.config.compose import compose
 from scaledl.config.folders import CONF, options
 from scaledl.sweep import best, confirm, grid_results, report, results
@@ -139,20 +145,64 @@ def test_the_outcome_of_a_trial(tmp_path: Path) -> None:
     assert outcome_of(tmp_path, objectives).status == "pruned"
 
 
+def test_what_is_not_finite_is_no_result(tmp_path: Path) -> None:
+    study = create_study()
+    for number in range(12):
+        trial = study.ask({name: json_to_distribution(text) for name, text in SPACE.items()})
+        trial.report(math.inf if number % 2 else 0.5, 1)
+        study.tell(trial, None if number % 2 else 1.0, state=TrialState.PRUNED if number % 2 else TrialState.COMPLETE)
+    told = results.collect(study, "tpe", "mlp/x", {"val/loss": "min"}, [], study.trials[0].distributions)
+    assert [(each.values, each.validations) for each in told.trials[:2]] == [([1.0], {"1": 0.5}), (None, {})]
+    results.write(told, tmp_path)
+    assert "How it went" in report.write_report(tmp_path).read_text()
+
+
+def trial_of(sweep: Path, number: int, lr: float, **summary: Any) -> Path:
+    """A trial of a grid as training leaves it: waiting, begun, or with a summary."""
+    trial = sweep / f"trial_{number:04d}"
+    trial.mkdir(parents=True)
+    words = [f"optimizer.lr={lr}", f"run_dir={trial}", f"run_id={sweep.name}-{trial.name}", "logger=csv"]
+    config, problems = compose(["experiment=mlp/circles", *words, f"seed={7 * number}"], [CONF])
+    assert not problems
+    run_directory.write_config(trial, OmegaConf.to_yaml(config), config)
+    if summary:
+        (trial / "summary.json").write_text(json.dumps({"metrics": {}, "best": None} | summary))
+        (trial / "model.txt").touch()
+    return trial
+
+
 def test_a_grid_is_read_from_its_trials(tmp_path: Path) -> None:
-    for number, (lr, accuracy) in enumerate([(0.1, 0.5), (0.2, 0.75), (0.3, None)]):
-        trial = tmp_path / f"trial_{number:04d}"
-        trial.mkdir()
-        config = {"experiment": "mlp/xor", "monitor": "val/acc", "mode": "max", "optimizer": {"lr": lr}, "seed": 0}
-        (trial / "config.yaml").write_text(yaml.safe_dump(config | {"run_dir": str(trial), "run_id": str(number)}))
-        best = {"metric": "val/acc", "value": accuracy, "step": 1}
-        if accuracy:
-            (trial / "summary.json").write_text(json.dumps({"status": "completed", "best": best, "metrics": {}}))
+    for number, value in enumerate([0.75, 0.5]):
+        done = {"status": "completed", "best": {"metric": "val/loss", "value": value, "step": 1}}
+        trial_of(tmp_path, number, lr=0.2 / (1 + number), **done)
+    trial_of(tmp_path, 2, 0.3, status="failed")
+    trial_of(tmp_path, 3, 0.3, status="preempted")
+    (trial_of(tmp_path, 4, 0.3) / "model.txt").touch()
+    trial_of(tmp_path, 5, 0.3)
     told = grid_results.read(tmp_path)
-    assert list(told.space) == ["optimizer.lr"]
-    assert [each.status for each in told.trials] == ["completed", "completed", "failed"]
-    assert told.completed()[0].params == {"optimizer.lr": "0.2"}
-    assert report.is_sweep(tmp_path)
-    assert "Failed" in report.write_report(tmp_path).read_text()
+    assert list(told.space) == ["optimizer.lr", "seed"]  # no path of a logger, and not what follows from the seed
+    assert [each.status for each in told.trials] == [
+        *("completed", "completed", "failed", "preempted", "running or killed", "waiting")
+    ]
+    assert told.completed()[0].params == {"optimizer.lr": "0.1", "seed": "7"}
+    page = report.write_report(tmp_path).read_text()
+    assert "2 completed, 1 failed, 1 preempted, 1 running or killed, 1 waiting" in page
+    assert page.count("it has left no log") == 1
     with pytest.raises(FileNotFoundError, match="is no sweep"):
         report.write_report(tmp_path / "trial_0000")
+
+
+@pytest.mark.parametrize("summary", [{}, {"status": "failed"}, {"status": "completed"}])
+def test_a_single_trial_has_a_page(tmp_path: Path, summary: dict[str, Any]) -> None:
+    best = {"metric": "val/loss", "value": 0.5, "step": 1}
+    trial_of(tmp_path / "grid", 0, 0.1, **({"best": best} | summary if summary else {}))
+    page = report.write_report(tmp_path / "grid").read_text()
+    assert ("Best configs" in page) == (summary.get("status") == "completed")
+    assert "Parallel coordinates" not in page
+
+
+def test_a_search_with_one_finished_trial_has_a_page(tmp_path: Path) -> None:
+    results.write(found({"val/acc": "max"}, [[0.5], None, None]), tmp_path)
+    page = report.write_report(tmp_path).read_text()
+    assert "Best configs" in page
+    assert "Each parameter" not in page

@@ -5,6 +5,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             pytest.skip("PostgreSQL does not run as root, and there is no runuser")
         as_user = ["runuser", "-u", "postgres", "--"]
     home = tmp_path_factory.mktemp("postgres")
-    for folder in (home, home.parent, home.parent.parent):
+    for folder in (home, *home.parents[: home.parents.index(Path(tempfile.gettempdir()))]):
         folder.chmod(0o755)
     password = "p-" + secrets.token_hex(8)
     (home / "password").write_text(password)

@@ -42,7 +42,7 @@ def test_the_issue_s_example_names_both_problems_with_a_suggestion() -> None:
         ([CIRCLES, "task.model=3"], "leave it out"),
         ([CIRCLES, "trainer.max_epochs=3"], "both end the training"),
         ([CIRCLES, "trainer.devices=2"], "trainer.devices: the run sets this itself"),
-        ([CIRCLES, "logger=null"], "logger may be: none"),
+        ([CIRCLES, "logger=null"], "there is no logger None (logger may be: csv, none, "),
         ([CIRCLES, "checkpoint=null"], "checkpoint"),
         ([CIRCLES, "seed=-1"], "from 0 up"),
         ([], "nothing to train"),

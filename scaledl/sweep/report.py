@@ -9,7 +9,8 @@ import optuna
 from matplotlib.figure import Figure
 
 from scaledl import atomic
-from scaledl.interpret.page import cell, page, picture, section, table
+from scaledl.html_page import cell, page, section, table
+from scaledl.interpret.page import picture
 from scaledl.sweep import charts, confirm, grid_results
 from scaledl.sweep.best import FOLDER
 from scaledl.sweep.folder import RESULTS
@@ -18,6 +19,7 @@ from scaledl.sweep.tables import shown
 
 ROWS = 20
 ENOUGH = 10  # completed trials
+STYLE = "figure img { max-width: none; background: #fff; border-radius: 4px }"  # a narrow page scrolls
 
 
 def write_report(sweep_dir: Path, output: Path | None = None) -> Path:
@@ -61,7 +63,7 @@ def _page(results: Results, folder: Path) -> str:
         "objective": ", ".join(f"{metric} ({mode})" for metric, mode in results.objectives.items()),
         "trials": ", ".join(f"{count} {status}" for status, count in counts.items()),
     }
-    return page(f"Sweep {folder.absolute().name}", facts, _sections(results, folder))
+    return page(f"Sweep {folder.absolute().name}", facts, _sections(results, folder), STYLE)
 
 
 def _sections(results: Results, folder: Path) -> list[str]:
@@ -137,4 +139,4 @@ def _failures(failed: list[Result]) -> str:
 
 
 def _chart(figure: Figure, words: str) -> str:
-    return picture(charts.uri(figure), words, coarse=False, small=False)
+    return f'<div class="wide">{picture(charts.uri(figure), words, coarse=False, small=False)}</div>'

@@ -13,9 +13,10 @@ STYLE = """
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 1180px; padding: 24px; background: var(--ground); color: var(--ink);
   font: 15px/1.5 system-ui, sans-serif }
-h1 { font-size: 24px; margin: 0 0 4px } h2 { font-size: 18px; margin: 40px 0 4px }
+h1 { font-size: 24px; margin: 0 0 4px; overflow-wrap: anywhere } h2 { font-size: 18px; margin: 40px 0 4px }
 h3 { font-size: 15px; margin: 0 0 6px }
-p { margin: 4px 0; max-width: 86ch } .soft, small { color: var(--soft) } small { font-size: 12px }
+p { margin: 4px 0; max-width: 86ch; overflow-wrap: anywhere } .soft, small { color: var(--soft) }
+small { font-size: 12px }
 .wide { overflow-x: auto } table { border-collapse: collapse }
 th { text-align: left; font-weight: 600; font-size: 13px }
 th, td { padding: 4px 10px 4px 0; vertical-align: top }

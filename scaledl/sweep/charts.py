@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution, json_to_distribution
 
 from scaledl.html_page import image_uri
@@ -30,8 +31,9 @@ def history(results: Results) -> Figure:
     found = {status: [each for each in results.trials if each.status == status and each.values] for status in
              ("completed", "pruned")}  # fmt: skip
     for status, colour in (("pruned", GREY), ("completed", BLUE)):
-        trials = found[status]
-        axes.scatter([t.trial for t in trials], [t.values[0] for t in trials if t.values], s=18, c=colour, label=status)
+        if trials := found[status]:
+            values = [each.values[0] for each in trials if each.values]
+            axes.scatter([each.trial for each in trials], values, s=18, c=colour, label=status)
     for each in (each for each in results.trials if each.status == "failed"):
         axes.axvline(each.trial, color=RED, lw=1, alpha=0.5)
     best: list[float] = []
@@ -41,6 +43,7 @@ def history(results: Results) -> Figure:
     axes.step([each.trial for each in found["completed"]], best, where="post", color=BLUE, lw=1, label="best so far")
     if best and all(each.values[0] > 0 for each in results.trials if each.values) and max(best) > 10 * min(best):
         axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="trial", ylabel=metric)
     axes.legend(frameon=False, fontsize=9)
     return figure
@@ -55,8 +58,16 @@ def learning(results: Results) -> Figure:
             pruned = each.status == "pruned"
             steps, values = zip(*points, strict=True)
             axes.plot(
-                steps, values, color=GREY if pruned else BLUE, lw=0.8, marker="x" if pruned else "", markevery=[-1]
+                steps,
+                values,
+                color=GREY if pruned else BLUE,
+                lw=0.8,
+                marker="x" if pruned else "",
+                markevery=[-1],
+                markeredgewidth=1.6,
+                zorder=3 if pruned else 2,
             )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="validation", ylabel=next(iter(results.objectives)))
     return figure
 
@@ -114,9 +125,19 @@ def slices(results: Results) -> Figure:
 def _slice(axes: Axes, trials: list[Result], name: str, distribution: Any) -> None:
     own = [each for each in trials if name in each.params]
     colours = [BLUE if each.status == "completed" else GREY for each in own]
-    axes.scatter([each.params[name] for each in own], [each.values[0] for each in own if each.values], s=12, c=colours)
-    if getattr(distribution, "log", False):
+    places = [each.params[name] for each in own]
+    if isinstance(distribution, CategoricalDistribution):
+        choices = list(distribution.choices)
+        places = [choices.index(place) for place in places]
+        axes.set_xticks(range(len(choices)), [str(choice) for choice in choices])
+        axes.set_xlim(-0.5, len(choices) - 0.5)
+    elif distribution.log:
         axes.set_xscale("log")
+        decade = distribution.high <= 30 * distribution.low
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decade else (1,)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.scatter(places, [each.values[0] for each in own if each.values], s=12, c=colours)
     axes.tick_params(labelsize=7)
 
 

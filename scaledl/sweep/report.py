@@ -9,7 +9,8 @@ import optuna
 from matplotlib.figure import Figure
 
 from scaledl import atomic
-from scaledl.interpret.page import cell, page, picture, section, table
+from scaledl.html_page import cell, page, section, table
+from scaledl.interpret.page import picture
 from scaledl.sweep import best, charts, confirm, grid_results
 from scaledl.sweep.folder import RESULTS
 from scaledl.sweep.results import Result, Results, read
@@ -17,6 +18,7 @@ from scaledl.sweep.tables import shown
 
 ROWS = 20
 ENOUGH = 10  # completed trials
+STYLE = "figure img { max-width: none; background: #fff; border-radius: 4px }"  # a narrow page scrolls
 
 
 def write_report(sweep_dir: Path, output: Path | None = None) -> Path:
@@ -60,7 +62,7 @@ def _page(results: Results, folder: Path) -> str:
         "objective": ", ".join(f"{metric} ({mode})" for metric, mode in results.objectives.items()),
         "trials": ", ".join(f"{count} {status}" for status, count in counts.items()),
     }
-    return page(f"Sweep {folder.absolute().name}", facts, _sections(results, folder))
+    return page(f"Sweep {folder.absolute().name}", facts, _sections(results, folder), STYLE)
 
 
 def _sections(results: Results, folder: Path) -> list[str]:
@@ -132,4 +134,4 @@ def _failures(failed: list[Result]) -> str:
 
 
 def _chart(figure: Figure, words: str) -> str:
-    return picture(charts.uri(figure), words, coarse=False, small=False)
+    return f'<div class="wide">{picture(charts.uri(figure), words, coarse=False, small=False)}</div>'

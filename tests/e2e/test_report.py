@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution, distribution_to_json
 
 from scaledl.reporting.charts import MOST_POINTS
 from scaledl.reporting.dashboard import Panel, Section
 from scaledl.reporting.page import build
 from scaledl.reporting.runs import Run, open_runs
+from scaledl.sweep import results
+from scaledl.sweep.report import write_report
+from scaledl.sweep.results import Result, Results
 from tests.browser import PROGRAM, Browser
 
 pytestmark = pytest.mark.e2e
@@ -109,6 +113,28 @@ def test_runs_with_odd_or_very_many_values_are_drawn(tmp_path: Path) -> None:
             assert 2 < labels < 40 if curves else labels == 0, name
             assert (browser.requests, browser.complaints) == ([], []), name
     assert sum(len(run.series(metric)) for run in long for metric in run.metrics()) > 200_000
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="there is no chromium on this machine")
+def test_the_page_of_a_sweep_fits_a_narrow_screen_and_its_charts_stay_legible(tmp_path: Path) -> None:
+    kinds = {"optimizer.lr": FloatDistribution(1e-4, 1e-1, log=True), "model.act": CategoricalDistribution(["a", "b"])}
+    kinds |= {f"model.x{number}": IntDistribution(1, 9) for number in range(5)}
+    space = {name: distribution_to_json(kind) for name, kind in kinds.items()}
+    params = {"optimizer.lr": 0.01, "model.act": "b"} | {f"model.x{number}": 3 for number in range(5)}
+    trials = [Result(number, "completed", params, [0.5 / (1 + number)], {"1": 1.0}) for number in range(5)]
+    trials += [
+        Result(5, "pruned", params, [0.9], {"1": 0.9}),
+        Result(6, "failed", params, None, error="scaledl: no room"),
+    ]
+    results.write(Results("tpe", "mlp/x", {"val/loss": "min"}, [], space, trials), tmp_path)
+    page = write_report(tmp_path)
+    with Browser(tmp_path / "profile") as browser:
+        for scheme, width in (("light", 1250), ("dark", 390)):
+            browser.open(page, scheme, width)
+            assert browser.value("document.documentElement.scrollWidth <= innerWidth")
+            assert browser.value("[...document.images].every(image => image.width >= 500)")
+            assert browser.value("document.images.length") == 5
+        assert (browser.requests, browser.complaints) == ([], [])
 
 
 def test_what_is_no_run_is_told(scaledl, tmp_path: Path) -> None:

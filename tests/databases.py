@@ -13,7 +13,7 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The URL of a fresh server with a password; skips where its programs or its driver are missing."""
     pytest.importorskip("psycopg", reason="PostgreSQL's driver is missing: pip install 'scaledl[postgres]'")
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
@@ -24,9 +24,8 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         if shutil.which("runuser") is None:
             pytest.skip("PostgreSQL does not run as root, and there is no runuser")
         as_user = ["runuser", "-u", "postgres", "--"]
-    home = tmp_path_factory.mktemp("postgres")
-    for folder in (home, *home.parents[: home.parents.index(Path(tempfile.gettempdir()))]):
-        folder.chmod(0o755)
+    home = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's own directories are closed to the server's user
+    home.chmod(0o755)
     password = "p-" + secrets.token_hex(8)
     (home / "password").write_text(password)
     (home / "data").mkdir()
@@ -44,6 +43,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     subprocess.run([*control, "-o", options, "start"], check=True, stdout=subprocess.DEVNULL, cwd=home)
     yield f"postgresql://sweeper:{password}@127.0.0.1:{port}/postgres"
     subprocess.run([*control, "-m", "immediate", "stop"], check=True, stdout=subprocess.DEVNULL, cwd=home)
+    shutil.rmtree(home)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -14,6 +14,8 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 SMALL = ["model.backbone.stages=[[8,3,1,2],[8,3,1,2]]", "data.global_batch_size=16", "trainer.max_steps=4"]
 SMALL += ["trainer.val_check_interval=2", "callbacks.probe.num_train_samples=100", "callbacks.probe.method=pca"]
+# The gradient of a bias before a batch norm is rounding alone, of which Adam's own eps would make whole steps.
+SMALL += ["optimizer.eps=1e-3"]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +51,9 @@ def test_ranks_have_the_weights_and_the_features_of_one_process(
     weights, metrics = of("single")
     for strategy in strategies:
         found, measured = of(strategy)
-        torch.testing.assert_close(found, weights, atol=2e-6, rtol=0, msg=strategy)
+        torch.testing.assert_close(
+            found, weights, atol=2e-6, rtol=0, msg=lambda said, strategy=strategy: f"{strategy}: {said}"
+        )
         assert measured == pytest.approx(metrics, abs=0.01), strategy  # a sample may stand on a border
 
 

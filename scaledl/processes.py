@@ -1,14 +1,24 @@
 """Commands that this one stands for, or that end with it; and all the processes that a command has come to."""
 
-import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+_BEGIN = """
+import ctypes, os, sys
+number, parent, *command = sys.argv[1:]
+try:
+    ctypes.CDLL(None).prctl(1, int(number))  # PR_SET_PDEATHSIG; it outlives exec
+    if os.getppid() != int(parent):  # it went before this was asked
+        os.kill(os.getpid(), int(number))
+except (OSError, AttributeError):  # not on Linux
+    pass
+os.execvp(command[0], command)
+"""
 
 
 def run(command: list[str], environment: Mapping[str, str] | None = None) -> int:
@@ -28,20 +38,13 @@ def run(command: list[str], environment: Mapping[str, str] | None = None) -> int
             signal.signal(number, handler)
 
 
-def ends_with_parent(by: signal.Signals = signal.SIGTERM) -> Callable[[], None]:
-    """What Popen's preexec_fn needs, so that Linux sends a process this signal when its parent is gone, killed or not.
+def ending_with_parent(command: list[str], by: signal.Signals = signal.SIGTERM) -> list[str]:
+    """The command, begun so that Linux sends it this signal when its parent, this process, is gone, killed or not.
 
-    Only the process itself hears of it, not those that it starts.
+    Only the process itself hears of it, not those that it starts. Popen's preexec_fn would run what libraries have
+    registered for a fork, in a process of many threads, which may crash.
     """
-    parent = os.getpid()
-
-    def ask() -> None:
-        with suppress(OSError, AttributeError):  # not on Linux
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, by)
-            if os.getppid() != parent:  # it went before this was asked
-                os.kill(os.getpid(), by)
-
-    return ask
+    return [sys.executable, "-I", "-S", "-c", _BEGIN, str(int(by)), str(os.getpid()), *command]
 
 
 def marked(mark: str) -> list[int]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Protocol
 
-from scaledl.processes import ends_with_parent, marked, tell
+from scaledl.processes import ending_with_parent, marked, tell
 
 GRACE_SECONDS = 60  # to save, for a trial that is told to stop
 LINGER_SECONDS = 5  # in which what a launch leaves behind, such as a logger's own process, may end by itself
@@ -119,14 +119,13 @@ class Processes:
             return False
         with open(self._folder / "log.txt", "ab") as log:
             self._leader = subprocess.Popen(
-                self._command,
+                ending_with_parent(self._command),
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 pass_fds=[self._lock.fileno()],
                 start_new_session=True,  # Ctrl-C is the worker's to pass on
-                preexec_fn=ends_with_parent(),
             )
         self._lock.close()
         return True

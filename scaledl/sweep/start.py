@@ -20,7 +20,7 @@ from scaledl.config import resolvers
 from scaledl.config.folders import as_words
 from scaledl.config.validate import ConfigError
 from scaledl.distributed import group
-from scaledl.processes import ends_with_parent
+from scaledl.processes import ending_with_parent
 from scaledl.sweep import best, confirm, results, storage, tables
 from scaledl.sweep.every import Every
 from scaledl.sweep.launchers import Launcher
@@ -217,7 +217,7 @@ def _others(found: Sweep, words: list[str]) -> list[subprocess.Popen[bytes]]:
     if found.asked.settings.storage:  # not among the words, which every user of the machine can read
         own["SCALEDL_SWEEP_STORAGE"] = found.asked.settings.storage
     return [
-        subprocess.Popen(command, env=own | {SLOT: str(slot)}, preexec_fn=ends_with_parent())
+        subprocess.Popen(ending_with_parent(command), env=own | {SLOT: str(slot)})
         for slot in range(1, found.launcher.jobs())
     ]
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from scaledl.distributed import group
 from scaledl.distributed.rendezvous import meet
-from scaledl.processes import ends_with_parent
+from scaledl.processes import ending_with_parent
 
 POLL_SECONDS, WAIT = 0.1, timedelta(hours=1)
 _LAST_WORDS = 4000  # bytes of a failed process's output that are kept
@@ -72,11 +72,10 @@ def run(command: list[str], name: str, board: Board, output: Path) -> Ended:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TORCHELASTIC_")}
     with open(output, "wb") as file:
         started = subprocess.Popen(
-            command,
+            ending_with_parent(command, signal.SIGKILL),  # it has nothing to save
             env=environment | {"MASTER_PORT": port},
             stdout=file,
             stderr=subprocess.STDOUT,
-            preexec_fn=ends_with_parent(signal.SIGKILL),  # it has nothing to save
         )
         try:
             while (code := started.poll()) is None and not board.check([f"{name}/failed"]):

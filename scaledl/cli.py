@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from scaledl.interpret.methods import METHODS
 
@@ -116,13 +117,21 @@ def _parser() -> argparse.ArgumentParser:
         "--config-dir", "-cd", action="append", default=[], metavar="FOLDER", help="a conf/ folder of yours"
     )
 
+    _add_training(verbs, composed)
+    _add_use_of_a_run(verbs, shared)
+    _add_pages(verbs, composed)
+    _add_launch(verbs)
+    listing = verbs.add_parser(
+        "list", parents=[composed], help="every experiment: what it needs, how long it takes, what comes out"
+    )
+    listing.add_argument("family", nargs="?")
+    return parser
+
+
+def _add_training(verbs: Any, composed: argparse.ArgumentParser) -> None:
     swept = argparse.ArgumentParser(add_help=False)
     swept.add_argument("-m", "--multirun", action="store_true", help="a sweep: several values, as in seed=0,1,2")
     swept.add_argument("--trial", type=_number(int, 0), metavar="N", help="of a sweep, only this one, here")
-
-    of_run = argparse.ArgumentParser(add_help=False, parents=[shared])
-    of_run.add_argument("run_directory", type=Path)
-    of_run.add_argument("--checkpoint", default="best", metavar="WHICH", help="best, last or a step (default: best)")
 
     train = verbs.add_parser(
         "train",
@@ -155,6 +164,13 @@ def _parser() -> argparse.ArgumentParser:
     find_batch.add_argument("--steps", type=_number(int, 1), default=5, metavar="N", help="timed ones of each size")
     find_batch.add_argument("--measure", type=int, action="append", help=argparse.SUPPRESS)  # for the process above
     find_batch.add_argument("--result", type=Path, help=argparse.SUPPRESS)
+
+
+def _add_use_of_a_run(verbs: Any, shared: argparse.ArgumentParser) -> None:
+    of_run = argparse.ArgumentParser(add_help=False, parents=[shared])
+    of_run.add_argument("run_directory", type=Path)
+    of_run.add_argument("--checkpoint", default="best", metavar="WHICH", help="best, last or a step (default: best)")
+
     evaluate = verbs.add_parser("evaluate", parents=[of_run], help="metrics of a trained run")
     evaluate.add_argument("text", type=Path, nargs="?", help="a text file, for a language model")
     generate = verbs.add_parser("generate", parents=[of_run], help="let a language model write")
@@ -174,6 +190,9 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--prompt", help="of a language model: a text in the place of samples")
     explain.add_argument("--output", type=Path, metavar="FILE", help="default: explain.html in the run directory")
     explain.add_argument("--seed", type=_number(int, 0), default=0)
+
+
+def _add_pages(verbs: Any, composed: argparse.ArgumentParser) -> None:
     report = verbs.add_parser("report", help="curves, settings and pictures of runs, or a sweep, as one page of HTML")
     report.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="run directories, a folder of runs, or a sweep"
@@ -190,6 +209,9 @@ def _parser() -> argparse.ArgumentParser:
     dashboard.add_argument("--output", type=Path, metavar="FILE", help="write what would be pushed, as JSON")
     dashboard.add_argument("--project", default="scaledl")
     dashboard.add_argument("--entity", help="a team; default: the account's own")
+
+
+def _add_launch(verbs: Any) -> None:
     launch = verbs.add_parser(
         "launch",
         usage=LAUNCH_HELP,
@@ -203,11 +225,6 @@ def _parser() -> argparse.ArgumentParser:
     launch.add_argument("--gpus-per-node", metavar="[TYPE:]N")
     launch.add_argument("--ranks-per-node", type=_number(int, 1), help="default: one for each GPU, or one")
     launch.add_argument("--dry-run", action="store_true", help="check the config and show what would be run")
-    listing = verbs.add_parser(
-        "list", parents=[composed], help="every experiment: what it needs, how long it takes, what comes out"
-    )
-    listing.add_argument("family", nargs="?")
-    return parser
 
 
 def _number(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:

@@ -82,6 +82,7 @@ class Search:
         self._exhausted = False  # a sampler that tries every combination has tried them
 
     def trials(self) -> list[FrozenTrial]:
+        """All attempts, each at the index that is its number."""
         return patiently(lambda: self.study.get_trials(deepcopy=False))
 
     def places(self) -> list[FrozenTrial]:
@@ -111,23 +112,18 @@ class Search:
             patiently(lambda: self.study.set_user_attr(asking, False))
 
     def _claim(self, trial: Trial) -> Attempt | None:
-        every, attributes = self.trials(), trial.user_attrs
-        again = "place" in attributes
-        place = attributes["place"] if again else firsts_before(every, trial.number)
-        if "follows" in attributes:
-            self._end(attributes["follows"], TrialState.FAIL)  # unless that was done when it was queued
+        followed = trial.user_attrs.get("follows")
+        if followed is not None:
+            self._end(followed, TrialState.FAIL)  # unless that was done when this one was queued
+        every = self.trials()
+        place = _place(every, every[trial.number])
         # Another worker asked for the last place at the same moment, or queued the same trial again.
-        if place >= self.n_trials or (again and self._superseded(every, trial.number, attributes["follows"])):
+        if place >= self.n_trials or (followed is not None and _superseded(every, trial.number, followed)):
             self._drop(trial)
             return None
         trial.set_user_attr("place", place)
         trial.set_user_attr("worker", this_worker())
-        return Attempt(trial, place, again)
-
-    def _superseded(self, every: Sequence[FrozenTrial], number: int, followed: int) -> bool:
-        before = next(each for each in self.trials() if each.number == followed)
-        ended = before.state in (TrialState.COMPLETE, TrialState.PRUNED) or "error" in before.user_attrs
-        return ended or _follower(every, followed) != number
+        return Attempt(trial, place, again=followed is not None)
 
     def _drop(self, trial: Trial) -> None:
         """Of a trial that fills no place nothing shall be seen."""
@@ -170,8 +166,8 @@ class Search:
         for trial in every:
             if trial.state != TrialState.RUNNING or not self._watch.lost(trial.number, trial.user_attrs, askers):
                 continue
-            place = trial.user_attrs.get("place", firsts_before(every, trial.number))
-            if place >= self.n_trials or trial.user_attrs.get("surplus"):  # lost before it could be dropped
+            surplus = _place(every, trial) >= self.n_trials or trial.user_attrs.get("surplus")
+            if surplus:  # lost before it could be dropped
                 self._drop(Trial(self.study, trial._trial_id))
                 continue
             lost = trial.user_attrs.get("lost", 0) + 1
@@ -186,12 +182,11 @@ class Search:
         """Whether it was this worker that queued the trial again: first the new attempt, then the old one's end."""
         every = self.trials()
         if _follower(every, trial.number) is None:
-            place = trial.user_attrs.get("place", firsts_before(every, trial.number))
             again = create_trial(
                 state=TrialState.WAITING,
                 params=trial.params,
                 distributions=trial.distributions,
-                user_attrs={"place": place, "lost": lost, "again": True, "follows": trial.number},
+                user_attrs={"place": _place(every, trial), "lost": lost, "follows": trial.number},
                 system_attrs=trial.system_attrs,
                 intermediate_values=trial.intermediate_values,
             )
@@ -219,8 +214,20 @@ def latest(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         if attributes.get("surplus"):
             continue
         found[attributes.get("place", firsts)] = trial
-        firsts += not attributes.get("again")
+        firsts += "follows" not in attributes
     return [found[place] for place in sorted(found)]
+
+
+def _place(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> int:
+    """What it has been given; of one that its worker has not named its own yet, what it would be given."""
+    return trial.user_attrs.get("place", firsts_before(trials, trial.number))
+
+
+def _superseded(trials: Sequence[FrozenTrial], number: int, followed: int) -> bool:
+    """Whether the trial that an attempt follows has ended by itself, or is gone on with by an earlier attempt."""
+    before = trials[followed]
+    ended = before.state in (TrialState.COMPLETE, TrialState.PRUNED) or "error" in before.user_attrs
+    return ended or _follower(trials, followed) != number
 
 
 def _follower(trials: Sequence[FrozenTrial], followed: int) -> int | None:
@@ -230,6 +237,6 @@ def _follower(trials: Sequence[FrozenTrial], followed: int) -> int | None:
 
 def firsts_before(trials: Sequence[FrozenTrial], number: int) -> int:
     return sum(
-        trial.number < number and not trial.user_attrs.get("again") and not trial.user_attrs.get("surplus")
+        trial.number < number and "follows" not in trial.user_attrs and not trial.user_attrs.get("surplus")
         for trial in trials
     )

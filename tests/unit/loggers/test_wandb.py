@@ -137,6 +137,7 @@ def test_a_client_that_only_fails_ends_no_training(monkeypatch: pytest.MonkeyPat
     logger.log_hyperparams({})
     logger.log_metrics({"a": 1.0}, step=1)
     logger.end({"status": "completed", "steps": 1})
+    assert logger.experiment is None
 
 
 def test_errors_of_the_client_are_told_and_the_rest_is_done(started, monkeypatch, tmp_path: Path) -> None:

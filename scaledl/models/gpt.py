@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from scaledl.layers.attention import Attention, KVCache, causal_mask
 from scaledl.layers.feedforward import Activation, FeedForward
+from scaledl.layers.linear_cross_entropy import linear_cross_entropy
 from scaledl.layers.norm import NormName, make_norm
 from scaledl.layers.transformer import TransformerBlock
 
@@ -30,6 +31,7 @@ class GPT(nn.Module):
     """
 
     block_types = (TransformerBlock,)
+    entry_points = ("loss",)
 
     def __init__(
         self,
@@ -151,6 +153,22 @@ class GPT(nn.Module):
     def logits(self, features: Tensor) -> Tensor:
         """Unnormalised log-probabilities (..., vocab_size) of features (..., dim)."""
         return F.linear(features, self.token_embedding.weight) if self.head is None else self.head(features)
+
+    def loss(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        *,
+        document_ids: Tensor | None = None,
+        chunk_tokens: int | None = None,
+    ) -> Tensor:
+        """Mean cross entropy of `forward` against labels (B, T), -100 left out, without its logits in memory.
+
+        chunk_tokens: see `linear_cross_entropy`.
+        """
+        features = self.forward_features(input_ids, document_ids=document_ids)
+        weight = self.token_embedding.weight if self.head is None else self.head.weight
+        return linear_cross_entropy(features.flatten(0, 1), weight, labels.flatten(), chunk_tokens)
 
     def make_cache(self, batch_size: int, max_len: int) -> KVCache:
         """An empty cache for batch_size sequences of up to max_len tokens; its `length` counts them.

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from scaledl.layers.precision import product_dtype
+
 IGNORED = -100  # the label of a token that counts nothing, as in torch's cross_entropy
 
 
@@ -66,9 +68,7 @@ def _summed(
 
     The gradient of the weight is summed in fp32: in bf16, a chunk that adds less than 1/256 of what is there is lost.
     """
-    device, dtype = features.device.type, features.dtype
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    dtype = product_dtype(features)
     counted = labels != IGNORED  # (N,)
     labels = labels.masked_fill(~counted, 0)[:, None]
     weight = weight.to(dtype)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scaledl.layers.attention import Attention, KVCache, causal_mask
+from scaledl.layers.attention import Attention, KVCache, added_to_scores, causal_mask
 from scaledl.layers.feedforward import Activation, FeedForward
 from scaledl.layers.linear_cross_entropy import linear_cross_entropy
 from scaledl.layers.norm import NormName, make_norm
+from scaledl.layers.precision import product_dtype
 from scaledl.layers.transformer import TransformerBlock
 
 
@@ -137,6 +138,8 @@ class GPT(nn.Module):
         positions = torch.arange(start, end, device=input_ids.device)  # (T,)
         mask = self._mask(positions, end, document_ids)
         x = self.token_embedding(input_ids)  # (B, T, dim)
+        if mask is not None:
+            mask = added_to_scores(mask, product_dtype(x))
         if self.position_embedding is not None:
             x = x + self.position_embedding(positions)
         x = self.embedding_dropout(x)

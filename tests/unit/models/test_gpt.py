@@ -409,3 +409,16 @@ def test_loss_is_cross_entropy_of_forward(flavour: str, chunk_tokens: int | None
     ours, theirs = (torch.autograd.grad(loss, parameters) for loss in (found, expected))
     for name, a, b in zip(names, ours, theirs, strict=True):
         assert (a - b).norm() <= 1e-6 * max(b.norm(), 1.0), name
+
+
+def test_documents_cost_one_mask_for_all_blocks() -> None:
+    """Given a bool mask, scaled_dot_product_attention makes and keeps one of floats in every block."""
+    model, ids = make(**{**GPT2, "depth": 5}), tokens()
+    masks = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda _, __, named: masks.append(named["mask"]), with_kwargs=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(ids, document_ids=torch.zeros_like(ids))
+    assert len(masks) == 5
+    assert {mask.data_ptr() for mask in masks} == {masks[0].data_ptr()}
+    assert masks[0].dtype == torch.bfloat16

@@ -37,6 +37,6 @@ def parameter_groups(model: nn.Module, by_use: bool = False) -> list[dict[str, A
 
 
 def needs_of(make_optimizer: Callable) -> tuple[str, ...]:
-    """What the optimiser that is made needs of a strategy (see `RunState.cannot`)."""
+    """What the optimiser that is made needs of a strategy (see `RunState.cannot`); `hidden_groups` it gets by use."""
     made = getattr(make_optimizer, "func", make_optimizer)
     return ("whole_matrices",) if made is torch.optim.Adafactor else getattr(made, "needs", ())

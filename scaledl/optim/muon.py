@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,8 +27,12 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     return x.mT if tall else x
 
 
-def orthogonalize_all(wholes: list[Tensor]) -> list[Tensor]:
-    """Each of them, as many of one shape together as memory allows; kernels as (out, in · k · k)."""
+def orthogonalize_all(wholes: list[Tensor], stacked: bool = False) -> list[Tensor]:
+    """Each of them, as many of one shape together as memory allows.
+
+    Args:
+        stacked: each is many matrices (count, rows, columns); else one, a kernel as (out, in · k · k).
+    """
     shapes: dict[torch.Size, list[int]] = {}
     for index, whole in enumerate(wholes):
         shapes.setdefault(whole.shape, []).append(index)
@@ -35,7 +40,8 @@ def orthogonalize_all(wholes: list[Tensor]) -> list[Tensor]:
     for shape, indices in shapes.items():
         count = max(1, _AT_ONCE // shape.numel())
         for some in (indices[at : at + count] for at in range(0, len(indices), count)):
-            directions = orthogonalize(torch.stack([wholes[index].flatten(1) for index in some]))
+            stacks = [wholes[index] if stacked else wholes[index].flatten(1)[None] for index in some]
+            directions = orthogonalize(torch.cat(stacks)).split(len(stacks[0]))
             for index, direction in zip(some, directions, strict=True):
                 found[index] = direction.reshape(shape)
     return found
@@ -44,7 +50,8 @@ def orthogonalize_all(wholes: list[Tensor]) -> list[Tensor]:
 class Muon(Optimizer):
     """Momentum orthogonalised by Newton-Schulz for hidden matrices (Jordan et al. 2024), AdamW for the rest.
 
-    A parameter group that says `hidden` holds matrices, kernels of convolutions as (out, in · k · k); its step is
+    A parameter group that says `hidden` holds matrices, kernels of convolutions as (out, in · k · k), or with `stacked`
+    many in each parameter (count, rows, columns); the step is
     0.2 · sqrt(max(rows, columns)) times the orthogonal matrix, which has the size of AdamW's, so that both share lr and
     weight_decay (Liu et al. 2025, eq. 4). Each matrix is made orthogonal on one rank (distributed/owners.py), in bf16
     on a GPU and in fp32 on the host.
@@ -74,7 +81,7 @@ class Muon(Optimizer):
         if lr < 0 or not 0 <= momentum < 1:
             raise ValueError(f"lr={lr} must be at least 0, and momentum={momentum} in [0, 1)")
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults | {"hidden": False})
+        super().__init__(params, defaults | {"hidden": False, "stacked": False})
         for group in self.param_groups:
             if not group["hidden"] and adamw_lr is not None:
                 group["lr"] = adamw_lr
@@ -86,23 +93,27 @@ class Muon(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        matrices, ahead, rates = [], [], []
-        for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if not parameters:
-                continue
+        groups = [(g, [p for p in g["params"] if p.grad is not None]) for g in self.param_groups]
+        groups = [(group, parameters) for group, parameters in groups if parameters]
+        for group, parameters in groups:
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            if group["hidden"]:
-                matrices += parameters
-                ahead += self._ahead(parameters, group["momentum"])
-                rates += [group["lr"]] * len(parameters)
-            else:
+            if not group["hidden"]:
                 self._adam(parameters, group)
-        if matrices:
-            for index, part, (rows, *columns), direction in self.owners(matrices, ahead, orthogonalize_all):
-                scale = 0.2 * max(rows, math.prod(columns)) ** 0.5
-                part.add_(direction, alpha=-rates[index] * scale)
+        for stacked in (False, True):
+            self._muon([(g, ps) for g, ps in groups if g["hidden"] and g["stacked"] == stacked], stacked)
         return loss
+
+    def _muon(self, groups: list[tuple[dict[str, Any], list[Tensor]]], stacked: bool) -> None:
+        """All groups in one exchange, so that owners share the work of all."""
+        parameters = [parameter for _, of_group in groups for parameter in of_group]
+        if not parameters:
+            return
+        rates = [group["lr"] for group, of_group in groups for _ in of_group]
+        ahead = [update for group, of_group in groups for update in self._ahead(of_group, group["momentum"])]
+        compute = partial(orthogonalize_all, stacked=stacked)
+        for index, part, size, direction in self.owners(parameters, ahead, compute):
+            rows, *columns = size[1:] if stacked else size
+            part.add_(direction, alpha=-rates[index] * 0.2 * max(rows, math.prod(columns)) ** 0.5)
 
     def _ahead(self, parameters: list[Tensor], momentum: float) -> tuple[Tensor, ...]:
         """Nesterov's: the momentum as if this step's gradient came once more."""

@@ -60,6 +60,24 @@ def test_matrices_of_one_shape_are_computed_together_and_kernels_as_matrices(mon
         assert direction.shape == whole.shape
 
 
+def test_stacked_matrices_step_as_each_alone() -> None:
+    class Experts(nn.Module):
+        stacked = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.gain = nn.Parameter(drawn(3, 6, 4)), nn.Parameter(drawn(4))
+
+    model, alone = Experts(), [nn.Parameter(matrix) for matrix in drawn(3, 6, 4)]
+    muon, each = Muon(parameter_groups(model, by_use=True)), Muon([{"params": alone, "hidden": True}])
+    model.up.grad = drawn(3, 6, 4, seed=1)
+    for parameter, gradient in zip(alone, model.up.grad, strict=True):
+        parameter.grad = gradient
+    muon.step()
+    each.step()
+    torch.testing.assert_close(model.up.detach(), torch.stack([parameter.detach() for parameter in alone]))
+
+
 def test_muon_of_the_rest_is_adamw() -> None:
     ours, theirs = nn.Parameter(drawn(5)), nn.Parameter(drawn(5))
     muon = Muon([ours], lr=1.0, adamw_lr=0.02, betas=(0.8, 0.9), weight_decay=0.1)

@@ -236,6 +236,12 @@ class RunState(Strategy):
 
     # -- Lightning's side ------------------------------------------------------------------------------------------
 
+    def setup(self, trainer: Any) -> None:
+        super().setup(trainer)
+        for optimizer in self._state_optimizers() if self.optimizers else ():
+            if hasattr(optimizer, "owners"):  # it computes with whole matrices, wherever their parts are
+                optimizer.owners.strategy = self
+
     @property
     def restore_checkpoint_after_setup(self) -> bool:
         return True

@@ -19,24 +19,27 @@ def parameter_groups(model: nn.Module, by_use: bool = False) -> list[dict[str, A
     at a time, and cannot mix them.
 
     Args:
-        by_use: also part the `hidden` matrices from embeddings and the output layer, as Muon asks.
+        by_use: also part the `hidden` matrices from embeddings and the output layer, as Muon asks, and among them those
+            `stacked` over axis 0, which a module says of its own parameters (layers/moe.py).
     """
     groups: dict[tuple, dict[str, Any]] = {}
+    stacks = {p for m in model.modules() if getattr(m, "stacked", False) for p in m.parameters(recurse=False)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays = len(getattr(parameter, "ds_shape", parameter.shape)) >= 2  # ZeRO 3 leaves an empty tensor behind
             layout = (parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else None
             hidden = by_use and decays and not OUTER.search(name)
-            group = groups.setdefault((decays, hidden, layout), {"params": []})
+            stacked = hidden and parameter in stacks
+            group = groups.setdefault((decays, hidden, stacked, layout), {"params": []})
             if not decays:
                 group["weight_decay"] = 0.0
             if hidden:
-                group["hidden"] = True
+                group |= {"hidden": True, "stacked": stacked}
             group["params"].append(parameter)
     return [groups[key] for key in sorted(groups, key=lambda key: not key[0])]
 
 
 def needs_of(make_optimizer: Callable) -> tuple[str, ...]:
-    """What the optimiser that is made needs of a strategy (see `RunState.cannot`)."""
+    """What the optimiser that is made needs of a strategy (see `RunState.cannot`); `hidden_groups` it gets by use."""
     made = getattr(make_optimizer, "func", make_optimizer)
     return ("whole_matrices",) if made is torch.optim.Adafactor else getattr(made, "needs", ())

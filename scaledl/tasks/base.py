@@ -71,7 +71,7 @@ class Task(pl.LightningModule):
             self.model = self.model_builder(split=split, shard=shard)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        by_use = "whole_matrices" in needs_of(self.make_optimizer)
+        by_use = "hidden_groups" in needs_of(self.make_optimizer)
         optimizer = self.make_optimizer(parameter_groups(self.model, by_use))
         if optimizer.defaults.get("fused", False) is None and not optimizer.defaults.get("foreach"):
             sharded = any(isinstance(parameter, DTensor) for parameter in self.model.parameters())

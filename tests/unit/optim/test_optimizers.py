@@ -12,7 +12,7 @@ from scaledl.models.gpt import GPT
 from scaledl.models.mlp import MLP
 from scaledl.optim.groups import parameter_groups
 from scaledl.optim.lion import Lion
-from scaledl.optim.muon import Muon, orthogonalize
+from scaledl.optim.muon import Muon, orthogonalize, orthogonalize_all
 from scaledl.train import composed
 
 
@@ -33,17 +33,49 @@ def test_lion_is_its_formula() -> None:
         np.testing.assert_allclose(parameter.detach().numpy(), w, rtol=1e-5, atol=1e-7)
 
 
-def test_muon_of_matrices_is_torchs() -> None:
-    ours, theirs = nn.Parameter(drawn(6, 4)), nn.Parameter(drawn(6, 4))
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
+def test_muon_of_matrices_is_torchs(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tensor, "bfloat16", Tensor.float)  # in which torch's computes
+    ours, theirs = nn.Parameter(drawn(*shape)), nn.Parameter(drawn(*shape))
     settings = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
     muon = Muon([{"params": [ours], "hidden": True}], **settings)
     reference = torch.optim.Muon([theirs], **settings, adjust_lr_fn="match_rms_adamw")
     for step in range(5):
-        ours.grad = drawn(6, 4, seed=step + 1)
+        ours.grad = drawn(*shape, seed=step + 1)
         theirs.grad = ours.grad.clone()
         muon.step()
         reference.step()
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_matrices_of_one_shape_are_computed_together_and_kernels_as_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scaledl.optim.muon._AT_ONCE", 40)  # two of 16 elements
+    stacks = []
+    monkeypatch.setattr("scaledl.optim.muon.orthogonalize", lambda x: stacks.append(x.shape) or orthogonalize(x))
+    wholes = [drawn(*shape, seed=i) for i, shape in enumerate([(4, 4), (3, 2, 3, 3), (4, 4), (4, 4)])]
+    found = orthogonalize_all(wholes)
+    assert stacks == [(2, 4, 4), (1, 4, 4), (1, 3, 18)]
+    for whole, direction in zip(wholes, found, strict=True):
+        torch.testing.assert_close(direction.flatten(1), orthogonalize(whole.flatten(1)[None])[0])
+        assert direction.shape == whole.shape
+
+
+def test_stacked_matrices_step_as_each_alone() -> None:
+    class Experts(nn.Module):
+        stacked = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.gain = nn.Parameter(drawn(3, 6, 4)), nn.Parameter(drawn(4))
+
+    model, alone = Experts(), [nn.Parameter(matrix) for matrix in drawn(3, 6, 4)]
+    muon, each = Muon(parameter_groups(model, by_use=True)), Muon([{"params": alone, "hidden": True}])
+    model.up.grad = drawn(3, 6, 4, seed=1)
+    for parameter, gradient in zip(alone, model.up.grad, strict=True):
+        parameter.grad = gradient
+    muon.step()
+    each.step()
+    torch.testing.assert_close(model.up.detach(), torch.stack([parameter.detach() for parameter in alone]))
 
 
 def test_muon_of_the_rest_is_adamw() -> None:
@@ -61,7 +93,7 @@ def test_muon_of_the_rest_is_adamw() -> None:
 @pytest.mark.parametrize("shape", [(8, 8), (4, 16), (16, 4)])
 def test_an_orthogonalized_matrix_has_singular_values_near_one_and_the_same_directions(shape: tuple[int, int]) -> None:
     matrix = drawn(*shape)
-    found = orthogonalize(matrix)
+    found = orthogonalize(matrix[None])[0]
     values = torch.linalg.svdvals(found)
     assert values.min() > 0.5
     assert values.max() < 1.3

@@ -11,7 +11,6 @@ from torch import Tensor
 from scaledl.distributed import storage
 from scripts.parity import LAYOUTS, SINGLE, Layout, gap, log_of
 from tests.conftest import TINY_GPT
-from tests.distributed.launch import launch
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -28,20 +27,35 @@ LOSS = [*RUN, "model.balance=loss", "model.balance_rate=0.1", "model.router_z_lo
 @pytest.fixture
 def train(environment: dict[str, str], tmp_path: Path) -> Callable[[list[str], Layout], tuple[Log, Path]]:
     def run(words: list[str], layout: Layout) -> tuple[Log, Path]:
-        run_dir = tmp_path / "-".join((*layout.words, str(layout.ranks))).replace("/", "_")
+        run_dir = tmp_path / f"of_{layout.ranks}"
         return log_of(words, layout, run_dir, environment | {"OMP_NUM_THREADS": "1"}), run_dir
 
     return run
 
 
 @pytest.fixture(scope="module")
-def by_one() -> dict[str, tuple[Log, dict[str, Tensor]]]:
-    """What one process logged and saved, by its words."""
-    return {}
+def kept() -> list[tuple[Log, dict[str, Tensor]]]:
+    return []
 
 
-def biases(run_dir: Path, step: int = STEPS) -> dict[str, Tensor]:
-    saved = storage.load_whole(run_dir / "checkpoints" / f"step_{step:08d}", "weights/")
+@pytest.fixture
+def of_one(train, kept) -> Callable[[], tuple[Log, dict[str, Tensor]]]:
+    """What one process logs, and its weights at the end; it runs once."""
+
+    def run() -> tuple[Log, dict[str, Tensor]]:
+        if not kept:
+            log, run_dir = train(RUN, SINGLE)
+            kept.append((log, weights(run_dir)))
+        return kept[0]
+
+    return run
+
+
+def weights(run_dir: Path) -> dict[str, Tensor]:
+    return storage.load_whole(run_dir / "checkpoints" / f"step_{STEPS:08d}", "weights/")
+
+
+def biases(saved: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in saved.items() if name.endswith("router.bias")}
 
 
@@ -50,38 +64,28 @@ def assert_same(one: Log, other: Log, *names: str) -> None:
     assert all(found.value <= 1e-5 for found in gaps.values()), gaps
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp", "deepspeed_2", "deepspeed_3", "tp"])
-def test_losses_and_balance_are_those_of_one_process(train, by_one, name: str) -> None:
-    if "bias" not in by_one:
-        log, run_dir = train(RUN, SINGLE)
-        by_one["bias"] = log, biases(run_dir)
-    one, expected = by_one["bias"]
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "deepspeed_3", "tp"])
+def test_losses_and_balance_are_those_of_one_process(train, of_one, name: str) -> None:
+    one, saved = of_one()
+    expected = biases(saved)
     assert len(expected) == 2
     assert all(bias.abs().max() >= 0.02 for bias in expected.values())
     log, run_dir = train(RUN, LAYOUTS[name])
-    assert_same(one, log, "train/expert_load_max", "train/expert_load_max_1")
+    assert_same(one, log)
     assert gap(one, log, "train/expert_load_max").value == 0
-    torch.testing.assert_close(biases(run_dir), expected, rtol=0, atol=0)
+    torch.testing.assert_close(biases(weights(run_dir)), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["fsdp", "fsdp+tp"])
-def test_auxiliary_losses_do_not_depend_on_ranks(train, by_one, name: str) -> None:
-    if "loss" not in by_one:
-        by_one["loss"] = train([*LOSS, "activation_checkpointing=full"], SINGLE)[0], {}
-    log, _ = train(LOSS, LAYOUTS[name])
-    assert_same(by_one["loss"][0], log, "train/balance_loss", "train/z_loss")
+def test_auxiliary_losses_do_not_depend_on_ranks(train) -> None:
+    one, _ = train([*LOSS, "activation_checkpointing=full"], SINGLE)
+    assert_same(one, train(LOSS, LAYOUTS["fsdp+tp"])[0], "train/balance_loss", "train/z_loss")
 
 
-def test_a_resumed_run_repeats_the_balance_bit_for_bit(
-    train, scaledl: Callable, environment: dict[str, str], tmp_path: Path
-) -> None:
-    _, straight = train([*RUN, "strategy=fsdp"], Layout(2, ()))
-    words = ["train", *RUN, "strategy=fsdp", "run_id=stopped", "trainer.max_steps=3", "scheduler.max_steps=6"]
-    launch(2, *words, folder=tmp_path, environment=environment)
-    run_dir = tmp_path / "runs/llm/gpt_shakespeare/stopped"
-    launch(2, "resume", str(run_dir), f"trainer.max_steps={STEPS}", folder=tmp_path, environment=environment)
-    everything = (
-        storage.load_whole(folder / "checkpoints" / f"step_{STEPS:08d}", "weights/") for folder in (straight, run_dir)
-    )
-    torch.testing.assert_close(*everything, rtol=0, atol=0)
-    assert any(bias.abs().max() > 0 for bias in biases(run_dir, 3).values())
+def test_a_resumed_run_repeats_the_balance_bit_for_bit(train, of_one, scaledl: Callable, tmp_path: Path) -> None:
+    _, straight = of_one()
+    scaledl("train", *RUN, "trainer.max_steps=3", f"scheduler.max_steps={STEPS}", "run_dir=stopped")
+    before = storage.load_whole(tmp_path / "stopped/checkpoints/step_00000003", "weights/")
+    assert all(before[name].any() for name in before if name.endswith("router.bias"))
+    scaledl("resume", "stopped", f"trainer.max_steps={STEPS}")
+    found = storage.load_whole(tmp_path / f"stopped/checkpoints/step_{STEPS:08d}", "weights/")
+    torch.testing.assert_close(found, straight, rtol=0, atol=0)

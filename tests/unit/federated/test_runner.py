@@ -20,8 +20,8 @@ from scaledl.federated.check import check_task
 from scaledl.federated.fedavg import FedAvg
 from scaledl.federated.partition import IID
 from scaledl.federated.privacy import ClientPrivacy
-from scaledl.loggers import jsonl
 from scaledl.layers.moe import MixtureOfExperts
+from scaledl.loggers import jsonl
 from scaledl.models.cnn import CNN
 from scaledl.tasks.base import Task
 from scaledl.tasks.byol import BYOL

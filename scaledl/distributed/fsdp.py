@@ -18,6 +18,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
 from scaledl.distributed import group
+from scaledl.distributed.expert_parallel import ExpertParallel
 from scaledl.distributed.state import RunState
 
 
@@ -100,6 +101,7 @@ class FSDP(RunState, ModelParallelStrategy):
             "sharded_input": SequenceParallel(
                 sequence_dim=1, use_local_output=True
             ),  # sums its gradient over the ranks
+            "experts": ExpertParallel(),
         }
         layers = {path: styles[style] for path, style in plan.items()}
         block.to(self.root_device)
@@ -167,7 +169,8 @@ class HSDP(FSDP):
 def tensor_parallel_plan(block: nn.Module, size: int) -> dict[str, str]:
     """How each layer of a block is divided over `size` ranks, by its path.
 
-    `colwise`: by outputs; `rowwise`: by inputs, outputs summed; `sharded_input`: whole, its input divided at axis 1.
+    `colwise`: by outputs; `rowwise`: by inputs, outputs summed; `sharded_input`: whole, its input divided at axis 1;
+    `experts`: each rank holds some of them.
 
     Raises:
         ValueError: the block has no plan, or its sizes cannot be divided so.

@@ -3,6 +3,7 @@
 from scaledl.data.base import BatchDataset
 from scaledl.federated.attack import first_linear
 from scaledl.federated.fedavg import FedAvg
+from scaledl.layers.moe import Router
 from scaledl.layers.sync_batch_norm import BatchNorm, SyncBatchNorm
 from scaledl.tasks.base import Task
 
@@ -25,10 +26,15 @@ def check_task(task: Task, train_set: BatchDataset, federation: FedAvg) -> None:
             raise ValueError(f"federation cannot serve {name}: {why}")
     if type(task).carried is not Task.carried:
         raise ValueError(f"federation cannot serve {name}, which carries a state from step to step: clients forget all")
-    norms = {type(module) for module in task.model_builder.on_meta().modules()}
-    if SyncBatchNorm in norms:
+    kinds = {type(module) for module in task.model_builder.on_meta().modules()}
+    if SyncBatchNorm in kinds:
         raise ValueError("federation cannot serve norm=sync_batch, which lets clients see each other: take norm=group")
-    if BatchNorm in norms and federation.privacy is not None:
+    if Router in kinds:
+        raise ValueError(
+            "federation cannot serve experts, which are balanced by what all clients' tokens choose: take "
+            "model.num_experts=null"
+        )
+    if BatchNorm in kinds and federation.privacy is not None:
         raise ValueError(
             "federation.privacy covers what is trained, and not norm=batch's running statistics: take norm=group"
         )

@@ -6,8 +6,8 @@ from typing import Any
 
 from scaledl.reporting.dashboard import Section
 
-DRAWN = """alignment attack attention clients confusion curves decision_boundary embeddings energies feature_maps
-features forecast gradients hardest latent masked_images reconstructions splines"""
+DRAWN = """alignment attack attention clients confusion curves decision_boundary embeddings energies expert_load
+feature_maps features forecast gradients hardest latent masked_images reconstructions splines"""
 MEDIA = {
     "Samples": ["samples/pictures", "samples/texts", "samples/episode"],
     "Pictures": [f"plots/{name}" for name in DRAWN.split()],

@@ -20,6 +20,7 @@ from scaledl.federated.check import check_task
 from scaledl.federated.fedavg import FedAvg
 from scaledl.federated.partition import IID
 from scaledl.federated.privacy import ClientPrivacy
+from scaledl.layers.moe import MixtureOfExperts
 from scaledl.loggers import jsonl
 from scaledl.models.cnn import CNN
 from scaledl.tasks.base import Task
@@ -178,6 +179,8 @@ def test_a_task_that_clients_cannot_train_is_refused() -> None:
     refused(task(BYOL, augment=crop), "cannot serve BYOL: its target is an average over steps")
     refused(task(Energy, value_range=[0, 1]), "cannot serve Energy, which carries a state")
     refused(task(num_classes=4, norm="sync_batch"), "which lets clients see each other: take norm=group")
+    experts = ModelBuilder(partial(MixtureOfExperts, 4, 2, 1))
+    refused(Classification(experts, torch.optim.AdamW, num_classes=4), "cannot serve experts.*num_experts=null")
     private = ClientPrivacy(1.0, 1.0, 1e-3)
     refused(task(num_classes=4, norm="batch"), "running statistics: take norm=group", private)
     check_task(task(num_classes=4, norm="batch"), [], FedAvg(IID(), Plain(), 2))  # type: ignore[arg-type]

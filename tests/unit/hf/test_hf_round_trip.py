@@ -1,6 +1,5 @@
 """What transformers saved computes the same after an import, and after an export again."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from scaledl import build, checkpoint, run_directory
 from scaledl.config.folders import CONF
 from scaledl.evaluate import load_run
 from scaledl.export import export

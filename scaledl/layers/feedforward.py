@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "swiglu"]
 
-_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
@@ -38,7 +38,7 @@ class FeedForward(nn.Module):
     ) -> None:
         super().__init__()
         hidden_dim = 4 * dim if hidden_dim is None else hidden_dim
-        self.activation = _FUNCTIONS[activation]
+        self.activation = FUNCTIONS[activation]
         self.init_std = init_std
         self.out_init_std = init_std if out_init_std is None else out_init_std
         # gate and up stay apart: one fused matmul was not faster (CPU, dim 128), and apart they shard by rows.

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scaledl.layers.attention import Attention, LayerCache
-from scaledl.layers.feedforward import FeedForward
 from scaledl.layers.norm import NormName, make_norm
 from scaledl.layers.stochastic_depth import StochasticDepth
 
@@ -94,10 +93,11 @@ class TransformerBlock(nn.Module):
         return self._residual(x, self.feedforward_norm, self.feedforward)
 
     def tensor_parallel_plan(self, size: int) -> dict[str, str]:
-        """How `size` ranks share the block: whole heads, slices of the hidden layer (Shoeybi et al. 2019, section 3).
+        """How `size` ranks share the block: whole heads, slices of the hidden layer (Shoeybi et al. 2019, section 3)
+        or whole experts.
 
         Raises:
-            ValueError: if `size` does not divide the heads or the hidden layer.
+            ValueError: if `size` does not divide the heads, the hidden layer or the experts.
         """
         plan = {}
         for name, attention in (("attention", self.attention), ("cross_attention", self.cross_attention)):
@@ -110,9 +110,9 @@ class TransformerBlock(nn.Module):
                 plan[f"{name}.out"] = "rowwise"
                 if attention.q_norm is not None:  # one gain for all heads, each rank seeing its own heads
                     plan |= {f"{name}.q_norm": "sharded_input", f"{name}.k_norm": "sharded_input"}
-        if not isinstance(self.feedforward, FeedForward):
+        if not hasattr(self.feedforward, "tensor_parallel_plan"):
             raise ValueError(f"{type(self.feedforward).__name__} has no tensor-parallel plan; take FeedForward")
-        hidden = self.feedforward.tensor_parallel_plan(size)
+        hidden = self.feedforward.tensor_parallel_plan(size)  # type: ignore[operator]
         return plan | {f"feedforward.{layer}": style for layer, style in hidden.items()}
 
     def _residual(self, x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:

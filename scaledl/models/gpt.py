@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from scaledl.layers.attention import Attention, KVCache, causal_mask
 from scaledl.layers.feedforward import Activation, FeedForward
+from scaledl.layers.moe import Balance, MixtureOfExperts, Router, Score
 from scaledl.layers.norm import NormName, make_norm
 from scaledl.layers.transformer import TransformerBlock
 
@@ -25,8 +26,12 @@ class GPT(nn.Module):
     the token embedding; there is no head then. rope_base and rope_scaling (see `RotaryEmbedding`) are read by
     position="rotary" only.
 
+    num_experts: instead of one feed-forward layer each block has so many, without biases and hidden_dim wide each, of
+    which a token uses experts_per_token (see `MixtureOfExperts`, whose arguments the last ones are); Mixtral and
+    Qwen3-MoE are Llama 3 and Qwen3 with it. null = one for all tokens, and none of those arguments is read.
+
     Raises:
-        ValueError: if sizes do not fit (see `Attention`, `RotaryEmbedding`) or window is below 1.
+        ValueError: if sizes do not fit (see `Attention`, `RotaryEmbedding`, `MixtureOfExperts`) or window is below 1.
     """
 
     block_types = (TransformerBlock,)
@@ -54,6 +59,14 @@ class GPT(nn.Module):
         dropout: float = 0.0,
         tie_embeddings: bool = True,
         init_std: float = 0.02,
+        num_experts: int | None = None,
+        experts_per_token: int = 2,
+        num_shared_experts: int = 0,
+        router_score: Score = "softmax",
+        normalize_router: bool = True,
+        balance: Balance = "bias",
+        balance_rate: float = 1e-3,
+        router_z_loss: float = 0.0,
     ) -> None:
         super().__init__()
         if window is not None and window < 1:
@@ -66,6 +79,35 @@ class GPT(nn.Module):
         self.position_embedding = nn.Embedding(max_seq_len, dim) if position == "learned" else None
         self.embedding_dropout = nn.Dropout(dropout)
         out_init_std = init_std / math.sqrt(2 * depth)
+
+        def feedforward() -> nn.Module:
+            if num_experts is None:
+                return FeedForward(
+                    dim,
+                    hidden_dim,
+                    activation=activation,
+                    bias=bias,
+                    dropout=dropout,
+                    init_std=init_std,
+                    out_init_std=out_init_std,
+                )
+            return MixtureOfExperts(
+                dim,
+                num_experts,
+                experts_per_token,
+                hidden_dim,
+                num_shared_experts=num_shared_experts,
+                activation=activation,
+                score=router_score,
+                normalize=normalize_router,
+                balance=balance,
+                balance_rate=balance_rate,
+                z_loss=router_z_loss,
+                dropout=dropout,
+                init_std=init_std,
+                out_init_std=out_init_std,
+            )
+
         self.blocks = nn.ModuleList(
             TransformerBlock(
                 dim,
@@ -83,15 +125,7 @@ class GPT(nn.Module):
                     init_std=init_std,
                     out_init_std=out_init_std,
                 ),
-                FeedForward(
-                    dim,
-                    hidden_dim,
-                    activation=activation,
-                    bias=bias,
-                    dropout=dropout,
-                    init_std=init_std,
-                    out_init_std=out_init_std,
-                ),
+                feedforward(),
                 norm=norm,
                 norm_eps=norm_eps,
                 bias=bias,
@@ -151,6 +185,28 @@ class GPT(nn.Module):
     def logits(self, features: Tensor) -> Tensor:
         """Unnormalised log-probabilities (..., vocab_size) of features (..., dim)."""
         return F.linear(features, self.token_embedding.weight) if self.head is None else self.head(features)
+
+    def auxiliary_losses(self) -> dict[str, Tensor]:
+        """What the last forward pass in training asks to be added to the loss, by name."""
+        found: dict[str, Tensor] = {}
+        for router in self._routers():
+            for name, loss in router.losses.items():
+                found[name] = found[name] + loss if name in found else loss
+        return found
+
+    def step_counts(self) -> Tensor | None:
+        """How many tokens of the last forward pass in training chose each expert (depth, num_experts)."""
+        loads = [router.load for router in self._routers()]
+        return torch.stack(loads) if loads else None  # type: ignore[arg-type]
+
+    def after_step(self, counts: Tensor, good: Tensor) -> None:
+        """Balance the experts by the `step_counts` of a whole optimiser step, if it was good."""
+        for router, load in zip(self._routers(), counts, strict=True):
+            router.after_step(load, good)
+
+    def _routers(self) -> list[Router]:
+        layers = [block.feedforward for block in self.blocks]
+        return [layer.router for layer in layers if isinstance(layer, MixtureOfExperts)]
 
     def make_cache(self, batch_size: int, max_len: int) -> KVCache:
         """An empty cache for batch_size sequences of up to max_len tokens; its `length` counts them.

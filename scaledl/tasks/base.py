@@ -39,6 +39,7 @@ class Task(pl.LightningModule):
         self.model: nn.Module = None  # type: ignore[assignment]
         self.noise: Noise = None  # type: ignore[assignment]  # of the batch at hand
         self.step_metrics: dict[str, Tensor] = {}
+        self.step_counts: Tensor | None = None  # of the model (see CONTRIBUTING.md), over micro-batches and ranks
         self._weight_share = 1.0
         self._eval_sums: dict[str, Tensor] = {}
         self.eval_dataset: Any = None  # of the evaluation that is running or has ended last
@@ -100,6 +101,8 @@ class Task(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         metrics = self.objective(batch)
+        if auxiliary := getattr(self.model, "auxiliary_losses", dict)():
+            metrics = metrics | auxiliary | {"loss": metrics["loss"] + sum(auxiliary.values())}
         if self._weight_share != 1:
             metrics = {name: value * self._weight_share for name, value in metrics.items()}
         accumulation = self.trainer.accumulate_grad_batches
@@ -107,6 +110,8 @@ class Task(pl.LightningModule):
         for name, value in metrics.items():
             share = value.detach() / accumulation if accumulation > 1 else value.detach()
             self.step_metrics[name] = share if first else self.step_metrics[name] + share
+        counts = self.model.step_counts() if hasattr(self.model, "step_counts") else None
+        self.step_counts = counts if first or counts is None else self.step_counts + counts
         return metrics["loss"]
 
     def configure_gradient_clipping(
@@ -114,10 +119,15 @@ class Task(pl.LightningModule):
     ) -> None:
         self.trainer.strategy.finish_gradients(optimizer, gradient_clip_val)  # type: ignore[attr-defined]
 
-    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
-        super().optimizer_step(*arguments, **named)
-        norm, skipped = self.trainer.strategy.step_report()  # type: ignore[attr-defined]
+    def optimizer_step(self, epoch: int, batch_idx: int, *arguments: Any, **named: Any) -> None:
+        super().optimizer_step(epoch, batch_idx, *arguments, **named)
+        strategy = self.trainer.strategy
+        norm, skipped = strategy.step_report()  # type: ignore[attr-defined]
         self.step_metrics |= {"grad_norm": norm, "skipped": skipped.float()}
+        # DeepSpeed, which accumulates by itself, is asked for a step at every micro-batch.
+        if self.step_counts is not None and (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            self.step_counts = strategy.reduce(self.step_counts, reduce_op="sum")  # type: ignore[assignment]
+            self.model.after_step(self.step_counts, ~skipped)  # type: ignore[operator]
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self._add_to_evaluation(batch, batch_idx, self.trainer.val_dataloaders)

@@ -73,13 +73,12 @@ def _write_hf(
     theirs = hf_config.config_of(_arguments(config))
     said = [f"{theirs['architectures'][0]} of {chosen}"]
     prefix = checkpoint.weights_of(chosen) + "model."
-    names = list(build.model(config).on_meta().state_dict())
-    saved = {name: torch.empty(sizes, device="meta") for name, sizes in storage.sizes(chosen).items()}
+    ours = build.model(config).on_meta().state_dict()
     stored = storage.dtypes(chosen)
-    to_dtype = getattr(torch, dtype) if dtype else stored[prefix + names[0]]
+    to_dtype = getattr(torch, dtype) if dtype else stored[prefix + next(iter(ours))]
 
     def read(name: str) -> Tensor:
-        values = torch.empty(saved[prefix + name].shape, dtype=stored[prefix + name])
+        values = torch.empty(ours[name].shape, dtype=stored[prefix + name])
         storage.load(chosen, {prefix + name: Pieces.of(values)})
         return values
 
@@ -95,9 +94,7 @@ def _write_hf(
     special = {"bos_token_id": None, "eos_token_id": eos_id, "pad_token_id": pad_id}
     write_json(folder / "config.json", theirs | special)
     write_json(folder / "generation_config.json", special)
-    write_weights(
-        folder, matches(theirs["model_type"], names), lambda name: saved[prefix + name], read, to_dtype, max_shard_size
-    )
+    write_weights(folder, matches(theirs["model_type"], ours), ours, read, to_dtype, max_shard_size)
     return said
 
 

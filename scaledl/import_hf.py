@@ -22,7 +22,7 @@ from scaledl.distributed import storage
 from scaledl.distributed.pieces import Pieces
 from scaledl.hf import read
 from scaledl.hf.config import arguments_of
-from scaledl.hf.names import LAYOUTS, Match, is_left_out, matches
+from scaledl.hf.names import Match, is_left_out, matches
 from scaledl.hf.tokenizer import from_folder
 from scaledl.model_text import describe
 
@@ -111,15 +111,11 @@ def _weights(model_type: str, tensors: read.Tensors, config: DictConfig) -> dict
         ValueError: tensors are missing, too many or of another shape.
     """
     ours = build.model(config).on_meta().state_dict()
-    base, there = LAYOUTS[model_type].base, set(tensors.names())
-
-    def stored(name: str) -> str:
-        return name if name in there else name.removeprefix(base)
-
+    there = set(tensors.names())
     found: dict[str, Pieces] = {}
     used = set()
-    for match in matches(model_type, ours):
-        names = [stored(name) for name in match.theirs]
+    for match in matches(model_type, ours, there):
+        names = match.theirs
         missing = [name for name in names if name not in there]
         if missing:
             raise ValueError(f"the checkpoint has no tensor {missing[0]}, which config.json asks for")
@@ -130,7 +126,7 @@ def _weights(model_type: str, tensors: read.Tensors, config: DictConfig) -> dict
                     f"{', '.join(names)}: {tuple(like.shape)} in the checkpoint, but config.json asks for "
                     f"{tuple(ours[match.ours[i]].shape)}"
                 )
-            found[f"weights/model.{match.ours[i]}"] = _Later(like, _reader(match, names, i, tensors))
+            found[f"weights/model.{match.ours[i]}"] = _Later(like, _reader(match, i, tensors))
     tied = config.model.tie_embeddings
     strange = sorted(name for name in there - used if not is_left_out(model_type, name, tied))
     if strange:
@@ -140,8 +136,8 @@ def _weights(model_type: str, tensors: read.Tensors, config: DictConfig) -> dict
     return found
 
 
-def _reader(match: Match, names: list[str], i: int, tensors: read.Tensors) -> Callable[[], Tensor]:
-    return lambda: match.to_ours([tensors[name] for name in names])[i]
+def _reader(match: Match, i: int, tensors: read.Tensors) -> Callable[[], Tensor]:
+    return lambda: match.to_ours([tensors[name] for name in match.theirs])[i]
 
 
 def _tell(run_dir: Path, model_type: str, weights: dict[str, Pieces], tokenizer: Tokenizer | None) -> None:

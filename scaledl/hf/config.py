@@ -11,6 +11,8 @@ CLASSES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
 }
 _REQUIRED = object()
 # Our argument: their key, and what it is where a config.json leaves it out.
@@ -38,6 +40,24 @@ _LLAMA_KEYS: dict[str, tuple[str, Any]] = {
     "init_std": ("initializer_range", 0.02),
     "tie_embeddings": ("tie_word_embeddings", False),
 }
+_MIXTRAL_KEYS = _LLAMA_KEYS | {
+    "num_experts": ("num_local_experts", _REQUIRED),
+    "experts_per_token": ("num_experts_per_tok", 2),
+}
+_QWEN3_MOE_KEYS = _LLAMA_KEYS | {
+    "hidden_dim": ("moe_intermediate_size", _REQUIRED),
+    "num_experts": ("num_experts", _REQUIRED),
+    "experts_per_token": ("num_experts_per_tok", 8),
+    "normalize_router": ("norm_topk_prob", False),
+}
+_KEYS = {
+    "gpt2": _GPT2_KEYS,
+    "llama": _LLAMA_KEYS,
+    "mistral": _LLAMA_KEYS,
+    "qwen3": _LLAMA_KEYS,
+    "mixtral": _MIXTRAL_KEYS,
+    "qwen3_moe": _QWEN3_MOE_KEYS,
+}
 _HEAD_DIM_OF_QWEN3 = 128
 _LLAMA_FIXED = {"norm": "rmsnorm", "position": "rotary", "activation": "swiglu", "bias": False}
 _GPT2_FIXED = {"norm": "layernorm", "position": "learned", "bias": True, "qk_norm": False, "window": None}
@@ -49,9 +69,17 @@ _GPT2_ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
+# Read beside the tables, or of no matter to what is computed.
+_FREE = ("activation", "num_kv_heads", "head_dim", "dropout", "qk_norm", "window", "rope_base", "rope_scaling")
 # Settings that would change what the model computes, and the only value that ours has.
 _GPT2_ONLY = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
-_LLAMA_ONLY = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "partial_rotary_factor": 1.0}
+_LLAMA_ONLY = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "partial_rotary_factor": 1.0,
+    "decoder_sparse_step": 1,
+}
 _LLAMA3_ROPE = {
     "factor": "factor",
     "low_freq_factor": "low_freq_factor",
@@ -94,9 +122,13 @@ def config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
             problems.append(f"num_kv_heads={given['num_kv_heads']} (every head has its own)")
         if given["num_heads"] * (given["head_dim"] or 0) not in (0, given["dim"]):
             problems.append(f"head_dim={given['head_dim']} (it is dim / num_heads)")
-    keys = _LLAMA_KEYS if as_llama else _GPT2_KEYS
-    known = {*keys, *fixed, "activation", "num_kv_heads", "head_dim", "dropout", "qk_norm", "window"}
-    known |= {"rope_base", "rope_scaling"}
+    keys: Mapping[str, Any] = _LLAMA_KEYS if as_llama else _GPT2_KEYS
+    known = {*keys, *fixed, *_FREE}
+    if as_llama and given["num_experts"]:
+        keys = _QWEN3_MOE_KEYS if given["qk_norm"] else _MIXTRAL_KEYS
+        known |= {*keys, "balance", "balance_rate", "router_z_loss"}  # the last two matter in training alone
+        if given["balance"] == "bias":
+            problems.append("balance='bias' (it chooses experts without; train with model.balance=loss)")
     problems += [f"{key}={v!r}" for key, v in given.items() if key not in known and v != defaults.get(key)]
     if problems:
         nearest = "Llama and its like have" if as_llama else "GPT-2 has"
@@ -145,7 +177,17 @@ def _to_gpt2(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _from_llama(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
     _only(config, _LLAMA_ONLY)
-    given = _read(config, _LLAMA_KEYS)
+    if model_type == "qwen3_moe" and "num_experts" not in config:
+        config = {**config, "num_experts": config.get("num_local_experts")}  # as transformers 5 calls it
+    given = _read(config, _KEYS[model_type])
+    if given.get("num_experts"):
+        if config.get("mlp_only_layers"):
+            raise ValueError(
+                f"config.json has mlp_only_layers={config['mlp_only_layers']}; ours has experts in all layers"
+            )
+        learns_balance = config.get("output_router_logits", False)
+        given["balance"] = "loss" if learns_balance else "none"
+        given["balance_rate"] = config.get("router_aux_loss_coef", 1e-3)
     if model_type == "qwen3" and given["head_dim"] is None:
         given["head_dim"] = _HEAD_DIM_OF_QWEN3
     base, scaling = _rope_of(config)
@@ -154,7 +196,7 @@ def _from_llama(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
         **_LLAMA_FIXED,
         "rope_base": base,
         "rope_scaling": scaling,
-        "qk_norm": model_type == "qwen3",
+        "qk_norm": model_type.startswith("qwen3"),
         "window": _window_of(config, model_type),
     }
 
@@ -176,9 +218,10 @@ def _rope_of(config: Mapping[str, Any]) -> tuple[float, dict[str, float] | None]
 
 
 def _window_of(config: Mapping[str, Any], model_type: str) -> int | None:
-    if model_type == "llama" or (model_type == "qwen3" and not config.get("use_sliding_window")):
+    if model_type == "llama" or (model_type.startswith("qwen3") and not config.get("use_sliding_window")):
         return None
-    window, depth = config.get("sliding_window", 4096), config["num_hidden_layers"]
+    window = config.get("sliding_window", None if model_type == "mixtral" else 4096)
+    depth = config["num_hidden_layers"]
     first = config.get("max_window_layers", 28) if model_type == "qwen3" else 0
     kinds = config.get("layer_types") or ["sliding_attention" if i >= first else "" for i in range(depth)]
     sliding = [kind == "sliding_attention" for kind in kinds]
@@ -199,21 +242,22 @@ def _to_llama(given: Mapping[str, Any]) -> dict[str, Any]:
     }
     window = given["window"]
     # LlamaConfig refuses heads that do not divide the model's width; Mistral without a window computes the same.
-    model_type = "qwen3" if given["qk_norm"] else "mistral" if window or dim % num_heads else "llama"
+    plain = "mistral" if window or dim % num_heads else "llama"
+    model_type = "qwen3" if given["qk_norm"] else plain
+    if given["num_experts"]:
+        model_type = "qwen3_moe" if given["qk_norm"] else "mixtral"
     scaling = given["rope_scaling"]
-    config = _named(model_type, _LLAMA_KEYS, {**given, **sizes}) | {
+    config = _named(model_type, _KEYS[model_type], {**given, **sizes}) | {
         "rope_theta": given["rope_base"],
         "rope_scaling": scaling and {"rope_type": "llama3", **{_LLAMA3_ROPE[key]: v for key, v in scaling.items()}},
         "hidden_act": "silu",
     }
-    if model_type != "mistral":
-        config["attention_bias"] = False
-    if model_type == "llama":
-        config["mlp_bias"] = False
-    if model_type == "mistral":
+    if model_type in ("mistral", "mixtral"):
         config["sliding_window"] = window
-    if model_type == "qwen3" and window:
+    if model_type.startswith("qwen3") and window:
         config |= {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 0}
+    if given["num_experts"]:
+        config["router_aux_loss_coef"] = given["balance_rate"] if given["balance"] == "loss" else 0.0
     return config
 
 

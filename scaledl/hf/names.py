@@ -3,8 +3,8 @@
 Rotary weights need no permutation: both pair feature i with feature i + head_dim/2.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class Layout:
     block: str
     inside: dict[str, str]
     base: str  # the prefix that a checkpoint of the bare model leaves out
+    experts: str = ""  # the folder of a block's experts, and how each calls its matrices
+    expert: dict[str, str] = field(default_factory=dict)
 
 
 _LLAMA_BLOCK = {
@@ -69,17 +71,51 @@ _GPT2 = Layout(
     _GPT2_BLOCK,
     "transformer.",
 )
-LAYOUTS = {"gpt2": _GPT2, "llama": _LLAMA, "mistral": _LLAMA, "qwen3": _LLAMA}
+_MIXTRAL = replace(
+    _LLAMA,
+    inside=_LLAMA_BLOCK | {"feedforward.router": "block_sparse_moe.gate"},
+    experts="block_sparse_moe.experts",
+    expert={"gate": "w1", "down": "w2", "up": "w3"},
+)
+_QWEN3_MOE = replace(
+    _LLAMA,
+    inside=_LLAMA_BLOCK | {"feedforward.router": "mlp.gate"},
+    experts="mlp.experts",
+    expert={"gate": "gate_proj", "down": "down_proj", "up": "up_proj"},
+)
+LAYOUTS = {
+    "gpt2": _GPT2,
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen3": _LLAMA,
+    "mixtral": _MIXTRAL,
+    "qwen3_moe": _QWEN3_MOE,
+}
 
 
-def matches(model_type: str, names: Iterable[str]) -> list[Match]:
+def matches(model_type: str, ours: Mapping[str, Tensor], there: Collection[str] = ()) -> list[Match]:
     """The tensors of a GPT, by the names of its state dict, beside those of a checkpoint of `model_type`.
+
+    Args:
+        there: the names in a checkpoint that is read. Some leave out the prefix of the bare model, some hold a block's
+            experts as one tensor; one that is written is as `save_pretrained` writes it.
 
     Raises:
         ValueError: a tensor has no place there.
     """
-    layout, found = LAYOUTS[model_type], []
-    for name in names:
+    layout = LAYOUTS[model_type]
+    found = _matches(model_type, layout, ours, any(name.endswith(".experts.gate_up_proj") for name in there))
+    return [replace(match, theirs=tuple(_as_stored(name, layout, there) for name in match.theirs)) for match in found]
+
+
+def _as_stored(name: str, layout: Layout, there: Collection[str]) -> str:
+    others = (name.removeprefix(layout.base), name.replace(".block_sparse_moe.", ".mlp."))
+    return next((each for each in (name, *others) if each in there), name)
+
+
+def _matches(model_type: str, layout: Layout, ours: Mapping[str, Tensor], fused: bool) -> list[Match]:
+    found = []
+    for name in ours:
         module, _, kind = name.rpartition(".")
         if not module.startswith("blocks."):
             found.append(Match((name,), (f"{_their(layout.outer, module, model_type)}.{kind}",)))
@@ -91,11 +127,28 @@ def matches(model_type: str, names: Iterable[str]) -> list[Match]:
             found.append(Match(parts, (f"{block}.attn.c_attn.{kind}",), _fuse, _part))
         elif layout is _GPT2 and inside in ("attention.k", "attention.v"):
             continue
+        elif inside == "feedforward.experts" and layout.experts:
+            found += _experts(f"{block}.{layout.experts}", layout.expert, name, kind, len(ours[name]), fused)
         else:
             theirs = f"{block}.{_their(layout.inside, inside, model_type)}.{kind}"
             turn = _turn if layout is _GPT2 else list
             found.append(Match((name,), (theirs,), turn, turn))
     return found
+
+
+def _experts(
+    place: str, their_names: dict[str, str], name: str, kind: str, num_experts: int, fused: bool
+) -> list[Match]:
+    """Ours are stacked matrices; theirs are apart, or stacked with gate and up as one."""
+    if not fused:
+        theirs = tuple(f"{place}.{e}.{their_names[kind]}.weight" for e in range(num_experts))
+        return [Match((name,), theirs, lambda stacked: list(stacked[0]), lambda apart: [torch.stack(apart)])]
+    if kind == "down":
+        return [Match((name,), (f"{place}.down_proj",))]
+    if kind == "gate":
+        pair = name, name.removesuffix("gate") + "up"
+        return [Match(pair, (f"{place}.gate_up_proj",), lambda t: [torch.cat(t, 1)], lambda t: list(t[0].chunk(2, 1)))]
+    return []  # with gate
 
 
 def is_left_out(model_type: str, name: str, tied: bool) -> bool:

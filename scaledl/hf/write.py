@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def write_weights(
     folder: Path,
     matches: list[Match],
-    like: Callable[[str], Tensor],
+    ours: Mapping[str, Tensor],
     read: Callable[[str], Tensor],
     dtype: torch.dtype,
     max_shard_size: int,
@@ -53,15 +53,15 @@ def write_weights(
     """model.safetensors or, beyond max_shard_size bytes, several files with an index.
 
     Args:
-        like: the shape of one of our tensors, without memory.
-        read: its values.
+        ours: our tensors, without memory.
+        read: the values of one.
     """
     of_match = _Last(lambda match: match.to_theirs([read(name) for name in match.ours]))
     entries = [
         Entry(name, dtype, shape.shape, lambda match=match, i=i: of_match(match)[i].to(dtype))  # type: ignore[misc]
         for match in matches
         for i, (name, shape) in enumerate(
-            zip(match.theirs, match.to_theirs([like(name) for name in match.ours]), strict=True)
+            zip(match.theirs, match.to_theirs([ours[name] for name in match.ours]), strict=True)
         )
     ]
     shards: list[list[Entry]] = [[]]

@@ -43,6 +43,15 @@ MODELS = {
     "mistral": ("mistral", {**SIZES, "sliding_window": 7, "rope_parameters": PLAIN}),
     "mistral_odd": ("mistral", {**SIZES, "hidden_size": 30, "head_dim": 12, "sliding_window": None}),
     "qwen3": ("qwen3", {**SIZES, "head_dim": 12, "tie_word_embeddings": True, "rope_parameters": PLAIN}),
+    "mixtral": ("mixtral", {**SIZES, "num_local_experts": 6, "sliding_window": 9}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {**SIZES, "head_dim": 12, "moe_intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 3},
+    ),
+    "qwen3_moe_normalized": (
+        "qwen3_moe",
+        {**SIZES, "moe_intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 2, "norm_topk_prob": True},
+    ),
     "qwen3_window": ("qwen3", {**SIZES, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0}),
 }
 

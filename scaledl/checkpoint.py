@@ -111,10 +111,14 @@ def choose(run_dir: Path, which: str) -> Path:
     return checkpoint
 
 
+def weights_of(checkpoint: Path) -> str:
+    """What the names of a checkpoint's weights begin with: of the averaged ones where the run averaged them."""
+    return "ema/" if any(name.startswith("ema/") for name in storage.sizes(checkpoint)) else "weights/"
+
+
 def load_model_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The state dict of a checkpoint's task, on the host; of the averaged weights where the run averaged them."""
-    averaged = any(name.startswith("ema/") for name in storage.sizes(checkpoint))
-    prefix = "ema/" if averaged else "weights/"
+    prefix = weights_of(checkpoint)
     return {name.removeprefix(prefix): tensor for name, tensor in storage.load_whole(checkpoint, prefix).items()}
 
 

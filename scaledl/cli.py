@@ -150,6 +150,14 @@ def _add_training(verbs: Any, composed: argparse.ArgumentParser) -> None:
         "prepare", parents=[composed], help="bring an experiment's data onto this machine, and no more"
     )
     prepare.add_argument("overrides", nargs="*")
+    imported = verbs.add_parser(
+        "import",
+        parents=[composed],
+        help="make a run directory of a Hugging Face checkpoint (GPT-2, Llama, Qwen3, ...)",
+    )
+    imported.add_argument("source", metavar="FOLDER_OR_NAME", help="a folder, or a name on the Hugging Face Hub")
+    imported.add_argument("--to", type=Path, metavar="RUN", help="default: runs/imported/<its name>")
+    imported.add_argument("overrides", nargs="*", help="settings for a `scaledl resume` of it")
     find_lr = verbs.add_parser(
         "find-lr", parents=[composed], help="train a little with growing learning rates, and suggest one"
     )
@@ -181,6 +189,13 @@ def _add_use_of_a_run(verbs: Any, shared: argparse.ArgumentParser) -> None:
     generate.add_argument("--top-p", type=_number(float, 1e-6, 1), default=1.0, help="among the likeliest of that mass")
     generate.add_argument("--seed", type=_number(int, 0), default=0)
     generate.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text")
+    export = verbs.add_parser(
+        "export", parents=[of_run], help="a trained model for transformers, or as one torch program"
+    )
+    export.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    export.add_argument("--format", choices=["hf", "torch_export"], default="hf", help="default: hf (safetensors)")
+    export.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a file of weights (default: 5GB)")
+    export.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the checkpoint's own")
     explain = verbs.add_parser("explain", parents=[of_run], help="what a classifier or language model looks at: a page")
     explain.add_argument("--split", choices=["train", "val", "test"], help="whose samples (default: test, else val)")
     explain.add_argument("--samples", type=_number(int, 1), default=8, metavar="N", help="how many (default: 8)")
@@ -352,6 +367,29 @@ def _generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _import(arguments: argparse.Namespace) -> int:
+    folders = _folders(arguments)
+    from scaledl.import_hf import import_
+
+    import_(arguments.source, arguments.to, arguments.overrides, folders, _allowed(arguments))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from scaledl.export import export
+
+    export(
+        arguments.run_directory,
+        arguments.to,
+        arguments.checkpoint,
+        arguments.format,
+        arguments.max_shard_size,
+        arguments.dtype,
+        _allowed(arguments),
+    )
+    return 0
+
+
 def _explain(arguments: argparse.Namespace) -> int:
     from scaledl.explain import explain
 
@@ -448,10 +486,12 @@ _VERBS = {
     "resume": _resume,
     "show": _show,
     "prepare": _prepare,
+    "import": _import,
     "find-lr": _find_lr,
     "find-batch": _find_batch,
     "evaluate": _evaluate,
     "generate": _generate,
+    "export": _export,
     "explain": _explain,
     "report": _report_runs,
     "dashboard": _dashboard,

@@ -47,19 +47,23 @@ def evaluate(run_dir: Path, which: str, text: Path | None, allowed: list[str]) -
     return metrics
 
 
+def valid_config(run_dir: Path, allowed: list[str]) -> DictConfig:
+    """The config of a run directory, which may come from a stranger: it is validated like one that was typed."""
+    config = run_directory.load_config(run_dir)
+    problems = [*validate(config, Root, build.PROVIDED, (*ALLOWED, *allowed)), *broken_rules(config)]
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
 def load_run(run_dir: Path, which: str, allowed: list[str], with_data: bool) -> tuple[Task, Data, DictConfig, Path]:
     """The task of a run with a checkpoint's weights, its data and its config, and which checkpoint it is.
-
-    The config of a run directory may come from a stranger: it is validated like one that was typed.
 
     Args:
         with_data: bring the data onto this machine too.
     """
     chosen = checkpoint.choose(run_dir, which)
-    config = run_directory.load_config(run_dir)
-    problems = [*validate(config, Root, build.PROVIDED, (*ALLOWED, *allowed)), *broken_rules(config)]
-    if problems:
-        raise ConfigError(problems)
+    config = valid_config(run_dir, allowed)
     data = build.data(config) if with_data else build.instantiate(config.data)
     task = build.task(config, build.model(config))
     task.configure_model()

@@ -5,6 +5,7 @@ import os
 import secrets
 import time
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -58,7 +59,18 @@ def wandb_id(run_dir: str) -> str | None:
     return kept.read_text() if kept.is_file() and not wandb_offline() else None
 
 
+def of_run(run_dir: str, node: str) -> Any:
+    """A node of another run's config, such as `${of_run:${init_from},model}`."""
+    path = Path(run_dir).expanduser() / "config.yaml"
+    if not path.is_file():
+        raise ValueError(
+            f"{run_dir} is no run directory (it holds no config.yaml); runs lie in runs/<experiment>/<run_id>"
+        )
+    return OmegaConf.select(OmegaConf.load(path), node)
+
+
 def register() -> None:
+    OmegaConf.register_new_resolver("of_run", of_run, replace=True)
     OmegaConf.register_new_resolver("run_id", run_id, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
     OmegaConf.register_new_resolver("wandb_id", wandb_id, replace=True)

@@ -271,6 +271,8 @@ class RunState(Strategy):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*lr_scheduler.step.*before.*optimizer.step.*")
             self.load_tensors(Path(checkpoint_path))
+        if "lr" not in plain:  # weights that were imported: the training begins with them
+            return plain | {"lr_schedulers": []}
         self.set_lr(plain.pop("lr"))
         for config, state in zip(self.lr_scheduler_configs, plain["lr_schedulers"], strict=True):
             _fit_to_groups(state, config.scheduler)

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -34,29 +35,13 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from scaledl import atomic
+from scaledl import atomic, safetensors_file
 from scaledl.distributed.pieces import Pieces
 from scaledl.distributed.summed_file import AT_ONCE, SummedFile
+from scaledl.safetensors_file import Entry
 
 STATE, MANIFEST, FORMAT = "state.pt", "manifest.json", 1
-_CODES = {  # of safetensors
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _CODES}
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in safetensors_file.CODES}
 
 
 @contextmanager
@@ -86,30 +71,21 @@ class _Place:
 def _write_tensors(path: Path, items: list[WriteItem], planner: SavePlanner) -> list[WriteResult]:
     """A safetensors file, its tensors of the widest dtypes first, so that each is aligned."""
     items = sorted(items, key=lambda item: (-_dtype_of(item).itemsize, item.index.fqn, item.index.offset))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    begins, end = [], 0
-    for item in items:
-        name, sizes = _name_of(item), _chunk_of(item).sizes
-        if name in header:
-            raise ValueError(f"two tensors would be stored as {name!r}; rename one of them")
-        begins.append(end)
-        end += sizes.numel() * _dtype_of(item).itemsize
-        header[name] = {"dtype": _CODES[_dtype_of(item)], "shape": list(sizes), "data_offsets": [begins[-1], end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    entries = [
+        Entry(_name_of(item), _dtype_of(item), _chunk_of(item).sizes, partial(_data_of, item, planner))
+        for item in items
+    ]
     with _written(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for item in items:
-            file.write(_bytes_of(planner.resolve_data(item)))
+        begins = safetensors_file.write(file, entries)
     return [
-        WriteResult(item.index, 0, _Place(path.name, 8 + len(text) + begin, file.bytes, file.crc32))
+        WriteResult(item.index, 0, _Place(path.name, begin, file.bytes, file.crc32))
         for item, begin in zip(items, begins, strict=True)
     ]
 
 
-def _bytes_of(tensor: Any) -> memoryview:
-    flat = tensor.cpu().contiguous().view(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+def _data_of(item: WriteItem, planner: SavePlanner) -> Tensor:
+    data: Any = planner.resolve_data(item)
+    return data
 
 
 def _chunk_of(item: WriteItem) -> ChunkStorageMetadata:
@@ -120,7 +96,7 @@ def _chunk_of(item: WriteItem) -> ChunkStorageMetadata:
 def _dtype_of(item: WriteItem) -> torch.dtype:
     assert item.tensor_data is not None
     dtype = item.tensor_data.properties.dtype
-    if dtype not in _CODES:
+    if dtype not in safetensors_file.CODES:
         raise ValueError(f"{item.index.fqn} is of {dtype}, which cannot be stored; these can: {', '.join(_DTYPES)}")
     return dtype
 
@@ -432,6 +408,11 @@ def load_plain(folder: Path) -> dict[str, Any]:
 def sizes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Of all tensors in the checkpoint."""
     return {fqn: tuple(tensor.size) for fqn, tensor in _manifest_of(folder).tensors.items()}
+
+
+def dtypes(folder: Path) -> dict[str, torch.dtype]:
+    """Of all tensors in the checkpoint."""
+    return {fqn: tensor.properties.dtype for fqn, tensor in _manifest_of(folder).tensors.items()}
 
 
 def problem_of(folder: Path, part: int = 0, of: int = 1) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from scaledl import atomic, checkpoint
+from scaledl import atomic, checkpoint, safetensors_file
 from scaledl.checkpoint import folder_of
 from scaledl.distributed import storage
 from scaledl.distributed.pieces import Pieces
@@ -211,7 +211,12 @@ FULL = OSError(28, "No space left on device")
 FAILURES = {  # (what fails, how, what is said of it)
     "full": (torch, "save", partial(half_a_write, FULL), "state.pt: [Errno 28] No space left on device"),
     "torch": (torch, "save", partial(half_a_write, RuntimeError("writer failed\nat x.cc")), "state.pt: writer failed"),
-    "tensors": (storage, "_bytes_of", failing(FULL), "rank_00000.safetensors: [Errno 28] No space left on device"),
+    "tensors": (
+        safetensors_file,
+        "_bytes_of",
+        failing(FULL),
+        "rank_00000.safetensors: [Errno 28] No space left on device",
+    ),
     "manifest": (atomic, "write_text", failing(FULL), "No space left on device"),
     "folder": (Path, "mkdir", failing(PermissionError(13, "Permission denied")), "Permission denied"),
     "wordless": (storage, "save", failing(MemoryError()), "MemoryError"),

@@ -201,7 +201,8 @@ def test_killed_in_the_middle_goes_on_after_what_is_finished(corpus, tmp_path, m
 DEADLY = """
     import os, signal
     from pathlib import Path
-    
+    from scaledl.data.corpus import Files
+
     class Deadly(Files):
         fatal = None
 

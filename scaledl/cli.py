@@ -316,7 +316,9 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
     config = composed(arguments.overrides, folders, _allowed(arguments))
     data = build.data(config)
-    print(f"{data.describe()}: " + ", ".join(f"{len(split):,} {name} samples" for name, split in data.splits()))
+    made = f"; made at {speed}" if (speed := data.speed()) else ""
+    splits = ", ".join(f"{len(split):,} {name} samples" for name, split in data.splits())
+    print(f"{data.describe()}: {splits}{made}")
     return 0
 
 

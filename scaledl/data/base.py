@@ -16,7 +16,9 @@ class BatchDataset(Protocol):
     """Index-based access, a batch at a time.
 
     A training set may also have `lengths(indices)` and `weights(indices)` (see `TrainBatches`), and `shuffled = False`
-    where its order means something.
+    where its order means something, or `samples_at(positions, seed)`, an order of its own. An evaluation set may have
+    `parts`, (name, first sample, weight) of each, to be evaluated each by itself too; its metrics are then their
+    weighted means.
     """
 
     def __len__(self) -> int: ...
@@ -73,6 +75,10 @@ class Data(pl.LightningDataModule):
         """Make the text of a file the validation split, with what `save_to` left in `folder`."""
         raise ValueError(f"{type(self).__name__} is no text; evaluate this run without a text file")
 
+    def speed(self) -> str:
+        """How fast the data was prepared, in words, where that took long."""
+        return ""
+
     def save_to(self, folder: Path) -> None:
         """Write into the run directory what generate and evaluate need without the data itself (a tokenizer, say)."""
 
@@ -124,6 +130,7 @@ class Data(pl.LightningDataModule):
             world_size=self.world_size,
             start=self.samples_seen_before,
             shuffled=getattr(dataset, "shuffled", True),
+            order=getattr(dataset, "samples_at", None),
             lengths=getattr(dataset, "lengths", None),
             weights=getattr(dataset, "weights", None),
         )
@@ -139,9 +146,9 @@ class Data(pl.LightningDataModule):
         dataset = self.split(split)
         if dataset is None:
             return []
-        batches = EvalBatches(
-            len(dataset), self.eval_batch_size, rank=self.rank, world_size=self.world_size, limit=limit
-        )
+        begins = [begin for _, begin, _ in getattr(dataset, "parts", [("", 0, 1.0)])]
+        ranks = {"rank": self.rank, "world_size": self.world_size}
+        batches = EvalBatches(len(dataset), self.eval_batch_size, **ranks, limit=limit, begins=begins)
         return self._loader(dataset, batches)
 
     def _loader(self, dataset: BatchDataset, batches: TrainBatches | EvalBatches) -> DataLoader:

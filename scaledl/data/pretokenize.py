@@ -1,11 +1,14 @@
-"""Tokenise a corpus once: scan it, split it, fit the tokenizer, encode in parallel processes, write shards.
+"""Tokenise a corpus once: scan it, split it, fit the tokenizer, encode it, part by part in parallel processes.
 
-Safe to call from many processes at once and to kill at any moment: one works under a file lock while the others wait,
-and finished shards are kept, so that the next call goes on after them.
+Each process reads the parts that it works on by itself, and writes the shards of a part by itself, so nothing passes
+through one process but counts. Shards are a function of the corpus and the settings alone. Safe to call from many
+processes at once and to kill at any moment: one works under a file lock while the others wait, and what is finished
+(scans of parts, the fitted tokenizer, shards of parts) is kept, so that the next call goes on after it.
 """
 
 import fcntl
 import hashlib
+import io
 import json
 import logging
 import multiprocessing
@@ -16,41 +19,74 @@ import threading
 import time
 import types
 from array import array
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scaledl.data.corpus import Corpus
-from scaledl.data.shards import MANIFEST, ShardWriter, damage, write_json
+from scaledl.data.duplicates import TextHash, first_of_each
+from scaledl.data.progress import Progress
+from scaledl.data.shards import COUNTS, MANIFEST, ShardWriter, damage, shard_damage, write_atomically, write_json
 from scaledl.data.tokenizer import Tokenizer, load_tokenizer
 
-FORMAT = 1
-CHUNK_CHARACTERS = 1 << 20  # what a process encodes at a time; BPE takes some 150 bytes a character for it
-SHARD_TOKENS = 1 << 26  # at least; what an interruption may cost
-MAX_SHARDS = 512  # every open map holds a file descriptor, and 1,024 is a common limit
-PARALLEL_CHARACTERS = 1 << 22  # below this, starting processes costs about as much as they save
+FORMAT = 2
+CHUNK_CHARACTERS = 1 << 18  # encoded at a time; BPE takes some 150 bytes a character for it
+PARALLEL_PARTS = 3  # for fewer, starting processes costs about as much as they save
+TIMING = "timing.json"
+DROPPED = -1
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Scan:
-    """What one reading of the corpus tells. `lengths` (documents,): characters of each."""
+    """What one reading of a part tells.
 
+    Args:
+        begins: whether the first text begins a document; else it goes on with the last one of the part before.
+        lengths: (documents,), characters of each in this part.
+        hashes: (documents, 2) uint64 of their normalised text; empty without deduplication.
+    """
+
+    begins: bool
     lengths: np.ndarray
+    hashes: np.ndarray
     bytes: int
     sha256: str
 
-    @property
-    def characters(self) -> int:
-        return int(self.lengths.sum())
+    def save(self, path: Path) -> None:
+        content = io.BytesIO()
+        np.savez(content, **vars(self))
+        write_atomically(path, content.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> "Scan":
+        with np.load(path) as saved:
+            return cls(
+                bool(saved["begins"]), saved["lengths"], saved["hashes"], int(saved["bytes"]), str(saved["sha256"])
+            )
+
+
+@dataclass
+class Share:
+    """What a process must know to encode a part besides its text.
+
+    Args:
+        before: characters of the first document that lie in earlier parts.
+        lengths: (documents,), characters of each in all parts.
+        val_from: (documents,), the character from which each belongs to validation; -1: it is left out.
+    """
+
+    with_eos: bool
+    before: int
+    lengths: np.ndarray
+    val_from: np.ndarray
 
 
 @dataclass
@@ -58,38 +94,38 @@ class Chunk:
     """Some texts of one split in their order; flags say which begin and which end a document."""
 
     split: str
-    texts: list[str]
-    begins: list[bool]
-    ends: list[bool]
+    texts: list[str] = field(default_factory=list)
+    begins: list[bool] = field(default_factory=list)
+    ends: list[bool] = field(default_factory=list)
     characters: int = 0
 
 
-Encoded = tuple[np.ndarray, np.ndarray, int, int]  # ids, starts of documents in them, characters, UTF-8 bytes
-
-
-def cache_key(corpus: Corpus, tokenizer: Tokenizer, val_fraction: float) -> str:
-    parts = [FORMAT, CHUNK_CHARACTERS, corpus.fingerprint(), tokenizer.settings(), val_fraction]
+def cache_key(corpus: Corpus, tokenizer: Tokenizer, val_fraction: float, deduplicate: bool = False) -> str:
+    parts = [FORMAT, corpus.fingerprint(), tokenizer.settings(), val_fraction, deduplicate]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def scan(corpus: Corpus, advance: Callable[[int], None] = lambda _: None) -> Scan:
-    lengths, total, sha256 = array("q"), 0, hashlib.sha256()
-    for document, text in corpus.pieces():
+def scan_part(corpus: Corpus, part: Any, deduplicate: bool, advance: Callable[[int], None]) -> Scan:
+    lengths, total, sha256, hashes = array("q"), 0, hashlib.sha256(), TextHash()
+    begins_first = True
+    for begins, text in corpus.read(part):
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"document {document} of {corpus.name} holds half a surrogate pair, which is no text: remove it"
+                f"document {len(lengths) - (not begins)} of {corpus.name} (from 0, in its part {part}) holds half a "
+                "surrogate pair, which is no text: remove it"
             ) from error
-        if document == len(lengths):
+        if begins or not lengths:
+            begins_first = begins if not lengths else begins_first
             lengths.append(0)
-        lengths[document] += len(text)
+        lengths[-1] += len(text)
+        if deduplicate:
+            hashes.add(text, begins)
         total += len(data)
         sha256.update(data)
-        advance(len(text))
-    if not lengths:
-        raise ValueError(f"{corpus.name} holds no text (it is empty); give data.path a file with text in it")
-    return Scan(np.array(lengths, dtype=np.int64), total, sha256.hexdigest())
+        advance(len(data))
+    return Scan(begins_first, np.array(lengths, np.int64), hashes.finish(), total, sha256.hexdigest())
 
 
 def split_documents(lengths: np.ndarray, val_fraction: float) -> np.ndarray:
@@ -116,49 +152,130 @@ def split_documents(lengths: np.ndarray, val_fraction: float) -> np.ndarray:
     return val_from
 
 
-def chunks(corpus: Corpus, lengths: np.ndarray, val_from: np.ndarray) -> Iterator[Chunk]:
-    """The corpus in the order it is encoded: a function of its text and the split alone, so that it can be resumed."""
-    filling = {split: Chunk(split, [], [], []) for split in ("train", "val")}
-    current, position = -1, 0
-    for document, text in corpus.pieces():
-        if document != current:
-            current, position = document, 0
-        cut = int(np.clip(val_from[document] - position, 0, len(text)))
-        for split, part, first in (("train", text[:cut], position), ("val", text[cut:], position + cut)):
-            if not part:
+def shares(scans: list[Scan], val_fraction: float, deduplicate: bool) -> tuple[list[Share], dict[str, int]]:
+    """What each part is to become, by what all of them hold; and counts of the whole corpus."""
+    goes_on = [not scan.begins and bool(len(scan.lengths)) for scan in scans]
+    first = np.cumsum([0, *(len(scan.lengths) for scan in scans)])[:-1] - np.cumsum(goes_on)  # document of each part
+    number = int(first[-1]) + len(scans[-1].lengths)
+    lengths, before = np.zeros(number, np.int64), []
+    for scan, begin in zip(scans, first, strict=True):
+        before.append(int(lengths[begin]) if len(scan.lengths) and not scan.begins else 0)
+        lengths[begin : begin + len(scan.lengths)] += scan.lengths
+    kept = first_of_each([scan.hashes for scan in scans], first, number) if deduplicate else np.ones(number, bool)
+    val_from = np.full(number, DROPPED)
+    val_from[kept] = split_documents(lengths[kept], val_fraction)
+    cuts = [slice(begin, begin + len(scan.lengths)) for scan, begin in zip(scans, first, strict=True)]
+    found = [Share(number > 1, start, lengths[cut], val_from[cut]) for start, cut in zip(before, cuts, strict=True)]
+    total = sum(scan.bytes for scan in scans)
+    counts = {"documents": number, "duplicates": int((~kept).sum()), "characters": int(lengths.sum()), "bytes": total}
+    return found, counts
+
+
+def chunks(texts: Iterator[tuple[bool, str]], share: Share) -> Iterator[Chunk]:
+    """A part in the order it is encoded: a function of its text and the split alone."""
+    filling = {split: Chunk(split) for split in ("train", "val")}
+    document, position = -1, share.before
+    for begins, text in texts:
+        if begins or document < 0:
+            document += 1
+            position = 0 if begins else share.before
+        start = int(share.val_from[document])
+        if start == DROPPED:
+            continue
+        cut = min(max(start - position, 0), len(text))
+        for split, piece, first in (("train", text[:cut], position), ("val", text[cut:], position + cut)):
+            if not piece:
                 continue
             chunk = filling[split]
-            chunk.texts.append(part)
-            chunk.begins.append(first == (0 if split == "train" else val_from[document]))
-            chunk.ends.append(first + len(part) == lengths[document])
-            chunk.characters += len(part)
+            chunk.texts.append(piece)
+            chunk.begins.append(first == (0 if split == "train" else start))
+            chunk.ends.append(first + len(piece) == share.lengths[document])
+            chunk.characters += len(piece)
             if chunk.characters >= CHUNK_CHARACTERS:
                 yield chunk
-                filling[split] = Chunk(split, [], [], [])
+                filling[split] = Chunk(split)
         position += len(text)
     yield from (chunk for chunk in filling.values() if chunk.texts)
 
 
-def encode_chunk(chunk: Chunk, tokenizer: Tokenizer, with_eos: bool, dtype: np.dtype) -> Encoded:
+def encode_chunk(chunk: Chunk, tokenizer: Tokenizer, with_eos: bool, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, where in them documents start)."""
     pieces, starts, position = [], [], 0
+    end = np.array([tokenizer.eos_id], dtype)
     for ids, begins, ends in zip(tokenizer.encode_all(chunk.texts), chunk.begins, chunk.ends, strict=True):
         if begins:
             starts.append(position)
         pieces.append(ids.astype(dtype))
         if with_eos and ends:
-            pieces.append(np.array([tokenizer.eos_id], dtype))
+            pieces.append(end)
         position += len(ids) + (with_eos and ends)
-    num_bytes = sum(len(text.encode()) for text in chunk.texts)
-    return np.concatenate(pieces), np.array(starts, np.int64), chunk.characters, num_bytes
+    return np.concatenate(pieces), np.array(starts, np.int64)
 
 
-_in_worker: Any = None  # what encode_chunk takes besides the chunk: sent once to each process
+@dataclass
+class Work:
+    """What every process has: the corpus, its parts, the folder of the result, and a place to tell its progress."""
+
+    folder: Path
+    corpus: Corpus
+    parts: list[Any]
+    deduplicate: bool
+    done: Any  # bytes of each part, shared by all processes
+    tokenizer: Tokenizer | None = None
+    show: Callable[[int], None] | None = None  # where one process does it all
+
+    def path(self, part: int, kind: str, suffix: str) -> Path:
+        return self.folder / f"{kind}-{part:05d}{suffix}"
+
+    def scan(self, part: int) -> None:
+        found = scan_part(self.corpus, self.parts[part], self.deduplicate, lambda size: self._advance(part, size))
+        found.save(self.path(part, "scan", ".npz"))
+
+    def encode(self, part: int, share: Share, text: str) -> None:
+        """Write the shards of a part; `text` is the checksum of what was scanned."""
+        if self.tokenizer is None:
+            self.tokenizer = load_tokenizer(self.folder)
+        dtype = token_type(self.tokenizer)
+        writers = {split: ShardWriter(self.folder, f"{split}-{part:05d}", dtype) for split in ("train", "val")}
+        try:
+            for chunk in chunks(self.corpus.read(self.parts[part]), share):
+                num_bytes = sum(len(text.encode()) for text in chunk.texts)
+                ids, starts = encode_chunk(chunk, self.tokenizer, share.with_eos, dtype)
+                writers[chunk.split].append(ids, starts, chunk.characters, num_bytes)
+                self._advance(part, num_bytes)
+            record = {split: writer.finish() for split, writer in writers.items()}
+        finally:
+            for writer in writers.values():
+                writer.abandon()
+        write_json(self.path(part, "part", ".json"), {"text": text} | record)
+
+    def _advance(self, part: int, size: int) -> None:
+        self.done[part] += size
+        if self.show is not None:
+            self.show(sum(self.done))
+
+    def record(self, part: int, text: str) -> dict[str, Any] | None:
+        """What a finished part holds, by splits, or None if it is yet to be done."""
+        try:
+            record = json.loads(self.path(part, "part", ".json").read_text())
+            found = {split: record[split] for split in ("train", "val") if record[split]}
+        except (OSError, ValueError, KeyError):
+            return None
+        whole = record["text"] == text and not any(shard_damage(self.folder, shard) for shard in found.values())
+        return found if whole else None
 
 
-def _start_worker(folder: Path, with_eos: bool, dtype: np.dtype) -> None:
-    global _in_worker
+def token_type(tokenizer: Tokenizer) -> np.dtype:
+    return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+
+
+_work: Work  # of this worker process: sent to it once
+
+
+def _start_worker(work: Work) -> None:
+    global _work
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    _in_worker = (load_tokenizer(folder), with_eos, dtype)
+    _work = work
 
     def end_with_parent() -> None:
         multiprocessing.parent_process().join()  # type: ignore[union-attr]
@@ -167,36 +284,63 @@ def _start_worker(folder: Path, with_eos: bool, dtype: np.dtype) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _encode_in_worker(chunk: Chunk) -> Encoded:
-    return encode_chunk(chunk, *_in_worker)
+def _in_worker(method: str, *given: Any) -> None:
+    getattr(_work, method)(*given)
 
 
-def _encode_all(
-    todo: Iterator[Chunk], folder: Path, with_eos: bool, dtype: np.dtype, processes: int
-) -> Iterator[tuple[str, Encoded]]:
-    """(split, what `encode_chunk` returns) in the order of `todo`, never more than a few chunks ahead."""
-    if processes == 1:
-        tokenizer = load_tokenizer(folder)
-        yield from ((chunk.split, encode_chunk(chunk, tokenizer, with_eos, dtype)) for chunk in todo)
-        return
-    # spawn: forking a process that has imported torch and runs threads can deadlock.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _start_worker, (folder, with_eos, dtype)) as pool:
-        ahead: deque[tuple[str, Future[Encoded]]] = deque()
+class Processes:
+    """Runs methods of `Work`, in so many processes, or in this one if that is one."""
+
+    def __init__(self, work: Work, processes: int):
+        self.work, self.processes = work, processes
+        self.pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "Processes":
+        if self.processes > 1:
+            # spawn: forking a process that has imported torch and runs threads can deadlock.
+            context = multiprocessing.get_context("spawn")
+            self.work.done = context.RawArray("q", len(self.work.parts))  # a killed process holds no lock of it
+            self.pool = ProcessPoolExecutor(self.processes, context, _start_worker, (self.work,))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool:
+            self.pool.shutdown(cancel_futures=True)
+
+    def run(self, method: str, calls: Sequence[tuple], progress: Progress) -> None:
+        """One call for each part that is to be done; the first argument is its number."""
+        self.work.done[:] = [0] * len(self.work.parts)
+        if self.pool is None:
+            self.work.show = progress.show
+            with _one_thread():
+                for given in calls:
+                    getattr(self.work, method)(*given)
+            return
         try:
-            for chunk in todo:
-                with _main_module_hidden():
-                    ahead.append((chunk.split, pool.submit(_encode_in_worker, chunk)))
-                if len(ahead) > 2 * processes:
-                    split, future = ahead.popleft()
-                    yield split, future.result()
-            for split, future in ahead:
-                yield split, future.result()
+            with _main_module_hidden():
+                pending = {self.pool.submit(_in_worker, method, *given) for given in calls}
+                while pending:
+                    done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                    progress.show(sum(self.work.done))
+                    for future in done:
+                        future.result()
         except BrokenProcessPool as error:
             raise RuntimeError(
-                "a process that tokenises was ended from outside (out of memory?); finished shards are kept: start "
-                f"again, with fewer processes (data.num_proc, now {processes}) if memory is short"
+                "a process that tokenises was ended from outside (out of memory?); finished parts are kept: start "
+                f"again, with fewer processes (data.num_proc, now {self.processes}) if memory is short"
             ) from error
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        del os.environ["TOKENIZERS_PARALLELISM"]
+        if before is not None:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
 @contextmanager
@@ -210,109 +354,119 @@ def _main_module_hidden() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-@contextmanager
-def _progress(what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, one line elsewhere, nothing for less than a second; yields what counts characters."""
-    began, done, shown, bar = time.monotonic(), 0, False, None
-
-    def advance(characters: int) -> None:
-        nonlocal done, shown, bar
-        done += characters
-        if not shown and time.monotonic() - began > 1:
-            shown = True
-            if sys.stderr.isatty():
-                from rich.console import Console
-                from rich.progress import Progress
-
-                bar = Progress(console=Console(stderr=True), transient=True)
-                bar.start()
-                bar.add_task(what, total=total)
-            else:
-                print(what, file=sys.stderr, flush=True)
-        if bar:
-            bar.update(bar.task_ids[0], completed=done)
-
-    try:
-        yield advance
-    finally:
-        if bar:
-            bar.stop()
-
-
-def _counted(corpus: Corpus, advance: Callable[[int], None]) -> Iterator[str]:
+def _counted(corpus: Corpus, progress: Progress) -> Iterator[str]:
+    done = 0
     for _, text in corpus.pieces():
         yield text
-        advance(len(text))
+        done += len(text)
+        progress.show(done)
 
 
-def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer, val_fraction: float, num_proc: int | None) -> None:
-    with _progress(f"reading {corpus.name}") as advance:
-        found = scan(corpus, advance)
-    counts = {"documents": len(found.lengths), "characters": found.characters, "bytes": found.bytes}
-    source = {"sha256": found.sha256} | counts
+def number_of_processes(wanted: int | None, parts: int) -> int:
+    cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)  # macOS has no affinity
+    return min(wanted or len(cores), parts) if parts >= PARALLEL_PARTS else 1
+
+
+def _build(
+    folder: Path, corpus: Corpus, tokenizer: Tokenizer, val_fraction: float, num_proc: int | None, deduplicate: bool
+) -> None:
+    parts, plan = corpus.parts(), folder / "plan.json"
     try:
-        if json.loads((folder / "source.json").read_text()) != source:
-            raise ValueError("the text is another one")
-        tokenizer = load_tokenizer(folder)
+        if json.loads(plan.read_text()) != json.loads(json.dumps(parts)):
+            raise ValueError("the corpus is another one")
     except (OSError, ValueError):  # nothing there yet, or nothing that can be continued
         shutil.rmtree(folder, ignore_errors=True)
-        with _progress(f"learning the vocabulary ({tokenizer.kind})", found.characters) as advance:
-            tokenizer.fit(_counted(corpus, advance))
         folder.mkdir(parents=True)
-        tokenizer.save(folder)
-        write_json(folder / "source.json", source)
+        write_json(plan, parts)
 
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    shard_tokens = max(SHARD_TOKENS, found.bytes // MAX_SHARDS)
-    writers = {split: ShardWriter(folder, split, dtype, shard_tokens) for split in ("train", "val")}
-    processes = 1
-    if tokenizer.worth_processes and found.characters >= PARALLEL_CHARACTERS:
-        cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)  # macOS has no affinity
-        processes = min(num_proc or len(cores), -(-found.characters // CHUNK_CHARACTERS))
-    what = f"tokenising {found.characters / 1e6:.1f} M characters ({tokenizer.kind}, {processes} process(es))"
-
-    with _progress(what, found.characters) as advance:
-
-        def unfinished() -> Iterator[Chunk]:
-            to_skip = {split: writer.chunks for split, writer in writers.items()}
-            for chunk in chunks(corpus, found.lengths, split_documents(found.lengths, val_fraction)):
-                if to_skip[chunk.split]:
-                    to_skip[chunk.split] -= 1
-                    advance(chunk.characters)
-                else:
-                    yield chunk
-
+    processes = number_of_processes(num_proc, len(parts))
+    work = Work(folder, corpus, parts, deduplicate, [0] * len(parts))
+    with Processes(work, processes) as pool:
+        scans = _scanned(work, pool)
+        todo, counts = shares(scans, val_fraction, deduplicate)
         try:
-            for split, encoded in _encode_all(unfinished(), folder, len(found.lengths) > 1, dtype, processes):
-                writers[split].append(*encoded)
-                advance(encoded[2])
-            for writer in writers.values():
-                writer.finish()
-        finally:
-            for writer in writers.values():
-                writer.abandon()
+            tokenizer = load_tokenizer(folder)
+        except (OSError, ValueError):
+            with Progress(f"learning the vocabulary ({tokenizer.kind})", counts["characters"]) as progress:
+                tokenizer.fit(_counted(corpus, progress))
+            tokenizer.save(folder)
+        calls = [
+            (part, share, scan.sha256)
+            for part, (share, scan) in enumerate(zip(todo, scans, strict=True))
+            if work.record(part, scan.sha256) is None
+        ]
+        what = f"tokenising {corpus.name} ({tokenizer.kind}, {processes} process{'es' * (processes > 1)})"
+        if len(calls) < len(parts):
+            what += f", {len(parts) - len(calls)} of {len(parts)} parts were there"
+        rest = sum(scans[part].bytes for part, *_ in calls)
+        began = time.perf_counter()
+        with Progress(what, rest, processes) as progress:
+            pool.run("encode", calls, progress)
+        seconds = time.perf_counter() - began
 
-    splits = {
-        split: {count: writer.total(count) for count in ("tokens", *counts)} | {"shards": writer.shards}
-        for split, writer in writers.items()
-    }
+    records = [work.record(part, scan.sha256) or {} for part, scan in enumerate(scans)]
+    splits = {}
+    for split in ("train", "val"):
+        shards = [record[split] for record in records if split in record]
+        splits[split] = {count: sum(shard[count] for shard in shards) for count in COUNTS} | {"shards": shards}
+    text = hashlib.sha256("".join(scan.sha256 for scan in scans).encode()).hexdigest()
     manifest = {
         "format": FORMAT,
-        "source": source | {"name": corpus.name, "fingerprint": corpus.fingerprint(), "python": sys.version},
+        "source": {"name": corpus.name, "sha256": scans[0].sha256 if len(scans) == 1 else text}
+        | counts
+        | {"fingerprint": corpus.fingerprint(), "python": sys.version},
         "tokenizer": tokenizer.describe(),
         "val_fraction": val_fraction,
-        "dtype": dtype.str,
+        "deduplicate": deduplicate,
+        "dtype": token_type(tokenizer).str,
         "splits": splits,
     }
+    write_json(folder / TIMING, {"bytes": rest, "seconds": seconds, "processes": processes})
     write_json(folder / MANIFEST, manifest)
+    for scanned in folder.glob("scan-*.npz"):
+        scanned.unlink()
 
 
-def prepare_tokens(root: Path, corpus: Corpus, tokenizer: Tokenizer, val_fraction: float, num_proc: int | None) -> Path:
+def _scanned(work: Work, pool: Processes) -> list[Scan]:
+    paths = [work.path(part, "scan", ".npz") for part in range(len(work.parts))]
+    with Progress(f"reading {work.corpus.name}", None, pool.processes) as progress:
+        pool.run("scan", [(part,) for part, path in enumerate(paths) if not path.is_file()], progress)
+    scans = [Scan.load(path) for path in paths]
+    if not any(len(scan.lengths) for scan in scans):
+        raise ValueError(f"{work.corpus.name} holds no text (it is empty); give data.path a file with text in it")
+    return scans
+
+
+def prepare_tokens(
+    root: Path,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    val_fraction: float,
+    num_proc: int | None,
+    deduplicate: bool = False,
+) -> Path:
     """The folder, under `root`, that holds the corpus as tokens; made now unless it is there and whole."""
-    key = cache_key(corpus, tokenizer, val_fraction)
+    key = cache_key(corpus, tokenizer, val_fraction, deduplicate)
     folder = root / key
     if damage(folder) is None:
         return folder
+    with alone(root, key):
+        problem = damage(folder)
+        if problem and (folder / MANIFEST).exists():
+            log.warning("the token cache %s is damaged: %s; it is made again", folder, problem)
+            (folder / MANIFEST).unlink()
+        if problem:
+            try:
+                _build(folder, corpus, tokenizer, val_fraction, num_proc, deduplicate)
+            except ValueError:  # the text or a setting is wrong: nothing of it will be gone on with
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+    return folder
+
+
+@contextmanager
+def alone(root: Path, key: str) -> Iterator[None]:
+    """No other process of this machine, or of what shares its file system, makes the same."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock = open(root / f"{key}.lock", "w")  # noqa: SIM115 (held until the end)
@@ -320,10 +474,14 @@ def prepare_tokens(root: Path, corpus: Corpus, tokenizer: Tokenizer, val_fractio
         raise ValueError(f"the token cache {root} cannot be written ({error}); set data.cache_dir") from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        problem = damage(folder)
-        if problem and (folder / MANIFEST).exists():
-            log.warning("the token cache %s is damaged: %s; it is made again", folder, problem)
-            (folder / MANIFEST).unlink()
-        if problem:
-            _build(folder, corpus, tokenizer, val_fraction, num_proc)
-    return folder
+        yield
+
+
+def speed(folder: Path) -> str:
+    """How fast the tokens of a folder were made, in words."""
+    try:
+        made = json.loads((folder / TIMING).read_text())
+        rate = made["bytes"] / 1e6 / made["seconds"]
+        return f"{rate:.1f} MB/s, {rate / made['processes']:.1f} MB/s per core"
+    except (OSError, ValueError, KeyError, ZeroDivisionError):
+        return ""

@@ -6,13 +6,15 @@ number of positions already read.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 
 OfSamples = Callable[[np.ndarray], np.ndarray]  # a number for each sample, by indices (n,)
+
+Order = Callable[[np.ndarray, int], np.ndarray]  # samples (n,), by positions (n,) and a seed
 
 _ROUNDS = 4
 _TOGETHER = 4096  # positions permuted in one call, which for few costs a tenth of a millisecond
@@ -26,14 +28,14 @@ def _mix(value: np.ndarray, key: int) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
-    """`index` (any shape, values in [0, size)) under a random permutation of [0, size) drawn from (seed, epoch).
+def permute(index: np.ndarray, size: int, *key: int) -> np.ndarray:
+    """`index` (any shape, values in [0, size)) under a random permutation of [0, size) drawn from `key` (seed, epoch).
 
     A Feistel network with cycle walking: constant memory, so that a trillion-token corpus shuffles like a toy.
     """
     half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
     half, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
-    keys = np.random.SeedSequence([seed, epoch]).generate_state(_ROUNDS, np.uint64)
+    keys = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64)
 
     def feistel(x: np.ndarray) -> np.ndarray:
         left, right = x >> half, x & mask
@@ -48,6 +50,34 @@ def permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
     return result.astype(np.int64)
 
 
+def permute_blocks(index: np.ndarray, size: int, within: int, *key: int) -> np.ndarray:
+    """`index` under a permutation of [0, size) that moves blocks of `within` neighbours as wholes, and each in itself.
+
+    Neighbours in the order come from one block, so that a block is all that must be at hand; it is an order still, a
+    function of `key` alone. What is left after the last whole block comes last.
+    """
+    turns, places = np.divmod(np.asarray(index, np.int64), within)
+    blocks, whole = turns.copy(), size // within
+    if whole:
+        blocks[turns < whole] = permute(turns[turns < whole], whole, *key)
+    for block in np.unique(blocks):
+        here = blocks == block
+        places[here] = permute(places[here], min(within, size - block * within), *key, int(block) + 1)
+    return blocks * within + places
+
+
+def endless(positions: np.ndarray, size: int, seed: int, within: int | None = None) -> np.ndarray:
+    """The samples (n,) at `positions` (n,) of the endless line in which each of `size` samples comes once an epoch."""
+    epochs, places = np.divmod(positions, size)
+    samples = np.empty_like(places)
+    for epoch in np.unique(epochs):
+        here, key = epochs == epoch, (seed, int(epoch))
+        samples[here] = (
+            permute_blocks(places[here], size, within, *key) if within else permute(places[here], size, *key)
+        )
+    return samples
+
+
 class TrainBatches(Sampler[np.ndarray]):
     """The sample indices of each micro-batch of one rank, endless, from position `start` on.
 
@@ -56,6 +86,7 @@ class TrainBatches(Sampler[np.ndarray]):
 
     Args:
         shuffled: by `permute`; else position p is sample p mod N.
+        order: the samples at positions (n,) under a seed, for data that has an order of its own.
         lengths: of samples by their indices (n,). A global batch is then sorted by it and dealt out micro-batch by
             micro-batch over the ranks, so that those in one need little padding.
         weights: how many things the mean over a sample counts (see `weight_share`), by indices (n,); None: one.
@@ -72,24 +103,20 @@ class TrainBatches(Sampler[np.ndarray]):
         world_size: int = 1,
         start: int = 0,
         shuffled: bool = True,
+        order: Order | None = None,
         lengths: OfSamples | None = None,
         weights: OfSamples | None = None,
     ):
         self.num_samples, self.seed, self.start, self.shuffled = num_samples, seed, start, shuffled
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.rank, self.world_size, self.share = rank, world_size, global_batch_size // world_size
-        self.lengths, self.weights = lengths, weights
+        self.order, self.lengths, self.weights = order, lengths, weights
 
     def samples_at(self, positions: np.ndarray) -> np.ndarray:
         """Sample indices (n,) at stream `positions` (n,)."""
-        epochs, within = np.divmod(positions, self.num_samples)
-        if not self.shuffled:
-            return within
-        samples = np.empty_like(within)
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            samples[chosen] = permute(within[chosen], self.num_samples, self.seed, int(epoch))
-        return samples
+        if self.order is not None:
+            return self.order(positions, self.seed)
+        return endless(positions, self.num_samples, self.seed) if self.shuffled else positions % self.num_samples
 
     def positions(self, index: int) -> np.ndarray:
         """Where in the endless line the samples of this rank's micro-batch `index` stand, (micro_batch_size,)."""
@@ -130,14 +157,33 @@ class EvalBatches(Sampler[np.ndarray]):
     """Every sample once, in order; rank r takes each `world_size`-th batch.
 
     All ranks take equally many: where the batches run out, the last ranks take the first one again (see `repeats`).
-    `limit`: only the first so many batches.
+
+    Args:
+        limit: only the first so many batches; of each part its share of them.
+        begins: the first samples of parts; no batch holds samples of two.
     """
 
     def __init__(
-        self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1, limit: int | None = None
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        limit: int | None = None,
+        begins: Sequence[int] = (0,),
     ):
-        self.num_samples, self.batch_size, self.rank, self.world_size = num_samples, batch_size, rank, world_size
-        self.num_batches = min(-(-num_samples // batch_size), limit or num_samples)
+        self.rank, self.world_size, self.begins = rank, world_size, np.asarray(begins)
+        ends = [*begins[1:], num_samples]
+        firsts = [np.arange(begin, end, batch_size) for begin, end in zip(begins, ends, strict=True)]
+        if limit:
+            firsts = [first[: max(1, limit // len(firsts))] for first in firsts]
+        self.firsts = np.concatenate(firsts)
+        self.lasts = np.minimum(
+            self.firsts + batch_size,
+            np.repeat(ends, [len(first) for first in firsts]),
+        )
+        self.num_batches = len(self.firsts)
 
     def __len__(self) -> int:
         return -(-self.num_batches // self.world_size)
@@ -148,8 +194,12 @@ class EvalBatches(Sampler[np.ndarray]):
 
     def positions(self, index: int) -> torch.Tensor:
         """Which samples this rank's batch `index` holds, (B,) int64."""
-        first = 0 if self.repeats(index) else (index * self.world_size + self.rank) * self.batch_size
-        return torch.arange(first, min(first + self.batch_size, self.num_samples))
+        batch = 0 if self.repeats(index) else index * self.world_size + self.rank
+        return torch.arange(int(self.firsts[batch]), int(self.lasts[batch]))
+
+    def part(self, index: int) -> int:
+        """Which part this rank's batch `index` belongs to."""
+        return int(np.searchsorted(self.begins, int(self.positions(index)[0]), side="right")) - 1
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for index in range(len(self)):

@@ -1,19 +1,25 @@
 """Token ids on disk: raw shards that are memory-mapped, and a manifest that is written last.
 
-A cache folder holds, for every finished shard, `<split>-<number>.bin` (ids, little-endian), `.starts.npy` (where
-documents begin in the split) and `.json` (its record); `tokenizer.json`; and `manifest.json`. Files are written beside
-their place and renamed into it, so a shard with a record is finished and a folder with a manifest is whole.
+A cache folder holds, for every finished part of the corpus, `<split>-<number>.bin` (ids, little-endian) and
+`.starts.npy` (where documents begin in it) of each split that it has text of, and `part-<number>.json` (their records);
+`tokenizer.json`; and `manifest.json`. Files are written beside their place and renamed into it, so a part with a record
+is finished and a folder with a manifest is whole.
 """
 
 import hashlib
+import io
 import json
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from scaledl.data.shard_cache import Fetched, ShardCache
+
 MANIFEST = "manifest.json"
+COUNTS = ("tokens", "documents", "characters", "bytes")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -39,7 +45,7 @@ def damage(folder: Path) -> str | None:
         manifest = read_manifest(folder)
         for split in manifest["splits"].values():
             for shard in split["shards"]:
-                if problem := _shard_damage(folder, shard):
+                if problem := shard_damage(folder, shard):
                     return problem
     except OSError:
         return f"there is no {MANIFEST}"
@@ -48,7 +54,7 @@ def damage(folder: Path) -> str | None:
     return None if (folder / "tokenizer.json").is_file() else "there is no tokenizer.json"
 
 
-def _shard_damage(folder: Path, shard: dict[str, Any]) -> str | None:
+def shard_damage(folder: Path, shard: dict[str, Any]) -> str | None:
     for name, size in shard["sizes"].items():
         path = folder / name
         found = path.stat().st_size if path.is_file() else None
@@ -58,31 +64,11 @@ def _shard_damage(folder: Path, shard: dict[str, Any]) -> str | None:
 
 
 class ShardWriter:
-    """Appends the tokens of one split; goes on after the shards that an interrupted run has finished.
+    """Appends the tokens of one part of a corpus to one shard, which is there once `finish` has been called."""
 
-    `chunks` counts the calls of `append` that the finished shards hold: the caller need not repeat those.
-    """
-
-    def __init__(self, folder: Path, split: str, dtype: np.dtype, shard_tokens: int):
-        self.folder, self.split, self.dtype, self.shard_tokens = folder, split, dtype, shard_tokens
-        self.shards: list[dict[str, Any]] = []
-        while (record := self._path(".json")).is_file():
-            shard = json.loads(record.read_text())
-            if _shard_damage(folder, shard):
-                break
-            self.shards.append(shard)
-        self.chunks = self.total("chunks")
-        self._begin()
-
-    def total(self, count: str) -> int:
-        return sum(shard[count] for shard in self.shards)
-
-    def _path(self, suffix: str) -> Path:
-        return self.folder / f"{self.split}-{len(self.shards):05d}{suffix}"
-
-    def _begin(self) -> None:
-        self.offset = self.total("tokens")
-        self.counts = dict.fromkeys(("tokens", "documents", "characters", "bytes", "chunks"), 0)
+    def __init__(self, folder: Path, name: str, dtype: np.dtype):
+        self.folder, self.name, self.dtype = folder, name, dtype
+        self.counts = dict.fromkeys(COUNTS, 0)
         self.starts: list[np.ndarray] = []
         self.sha256 = hashlib.sha256()
         self.file: Any = None
@@ -90,64 +76,82 @@ class ShardWriter:
     def append(self, ids: np.ndarray, starts: np.ndarray, characters: int, num_bytes: int) -> None:
         """`ids` (n,), and where in them documents start."""
         if self.file is None:
-            self.file = open(self._path(".bin.part"), "wb")  # noqa: SIM115 (closed by _finish)
-        data = ids.astype(self.dtype).tobytes()
+            self.file = open(self.folder / f"{self.name}.bin.part", "wb")  # noqa: SIM115 (closed by finish)
+        data = ids.astype(self.dtype, copy=False).tobytes()
         self.file.write(data)
         self.sha256.update(data)
-        self.starts.append(starts + self.offset + self.counts["tokens"])
-        new = {"tokens": len(ids), "documents": len(starts), "characters": characters, "bytes": num_bytes, "chunks": 1}
-        for count, number in new.items():
+        self.starts.append(starts + self.counts["tokens"])
+        for count, number in zip(COUNTS, (len(ids), len(starts), characters, num_bytes), strict=True):
             self.counts[count] += number
-        if self.counts["tokens"] >= self.shard_tokens:
-            self.finish()
 
-    def finish(self) -> None:
-        """End the shard that is open, if one is."""
+    def finish(self) -> dict[str, Any] | None:
+        """The record of the shard; None where nothing was appended."""
         if self.file is None:
-            return
+            return None
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
-        tokens, starts = self._path(".bin"), self._path(".starts.npy")
-        self._path(".bin.part").replace(tokens)
-        with open(self._path(".starts.npy.part"), "wb") as file:
-            np.save(file, np.concatenate(self.starts).astype(np.int64))
-        self._path(".starts.npy.part").replace(starts)
-        names = {"file": tokens.name, "starts": starts.name}
+        tokens, starts = self.folder / f"{self.name}.bin", self.folder / f"{self.name}.starts.npy"
+        content = io.BytesIO()
+        np.save(content, np.concatenate(self.starts).astype(np.int64))
+        write_atomically(starts, content.getvalue())
+        (self.folder / f"{self.name}.bin.part").replace(tokens)
         sizes = {path.name: path.stat().st_size for path in (tokens, starts)}
-        shard = names | self.counts | {"sizes": sizes, "sha256": self.sha256.hexdigest()}
-        write_json(self._path(".json"), shard)
-        self.shards.append(shard)
-        self._begin()
+        sums = {tokens.name: self.sha256.hexdigest(), starts.name: hashlib.sha256(content.getvalue()).hexdigest()}
+        return {"file": tokens.name, "starts": starts.name} | self.counts | {"sizes": sizes, "sha256": sums}
 
     def abandon(self) -> None:
-        if self.file is not None:
+        if self.file is not None and not self.file.closed:
             self.file.close()
-            self._path(".bin.part").unlink()
+            (self.folder / f"{self.name}.bin.part").unlink()
 
 
 class Tokens:
     """One long array of ids that lies in several: memory-mapped shards, or an array at hand.
 
-    `starts`: where documents begin (n,), if known.
+    Args:
+        arrays: of ids, by shard; one may be opened when it is asked for.
+        starts: where documents begin in each shard, if known.
+        lengths: of the arrays.
+        documents: how many begin in each shard.
     """
 
-    def __init__(self, arrays: list[np.ndarray], starts: np.ndarray | None = None):
+    def __init__(
+        self,
+        arrays: Sequence[np.ndarray],
+        starts: Sequence[np.ndarray] | None = None,
+        lengths: list[int] | None = None,
+        documents: list[int] | None = None,
+    ):
         self.arrays, self.starts = arrays, starts
-        self.ends = np.cumsum([len(array) for array in arrays])
-        self.begins = self.ends - [len(array) for array in arrays]
+        lengths = lengths or [len(array) for array in arrays]
+        self.ends = np.cumsum(lengths)
+        self.begins = self.ends - lengths
+        self.documents_before = np.cumsum([0, *(documents or [])])
 
     @classmethod
-    def open(cls, folder: Path, split: str, with_starts: bool = False) -> "Tokens":
+    def open(
+        cls, folder: Path, split: str, with_starts: bool = False, url: str | None = None, cache_bytes: int = 0
+    ) -> "Tokens":
+        """The tokens in a folder; with a `url`, its manifest is in the folder and shards are fetched from there."""
         manifest = read_manifest(folder)
-        shards = manifest["splits"][split]["shards"]
-        # A plain view of the map: indexing np.memmap itself costs several times as much.
-        arrays = [np.asarray(np.memmap(folder / s["file"], np.dtype(manifest["dtype"]), "r")) for s in shards]
-        tokens = cls(arrays, np.concatenate([np.load(folder / s["starts"]) for s in shards]) if with_starts else None)
-        tokens.origin = (folder, split, with_starts)
+        shards, dtype = manifest["splits"][split]["shards"], np.dtype(manifest["dtype"])
+        arrays: Sequence[np.ndarray]
+        starts: Sequence[np.ndarray] | None = None
+        if url:
+            cache = ShardCache(url, folder, cache_bytes)
+            arrays = Fetched(cache, shards, "file", dtype)
+            starts = Fetched(cache, shards, "starts", None) if with_starts else None
+        else:
+            # A plain view of the map: indexing np.memmap itself costs several times as much.
+            arrays = [np.asarray(np.memmap(folder / shard["file"], dtype, "r")) for shard in shards]
+            starts = [np.load(folder / shard["starts"]) for shard in shards] if with_starts else None
+        lengths, documents = ([shard[count] for shard in shards] for count in ("tokens", "documents"))
+        tokens = cls(arrays, starts, lengths, documents)
+        tokens.origin = (folder, split, with_starts, url, cache_bytes)
         return tokens
 
-    origin: tuple[Path, str, bool] | None = None
+    origin: tuple[Path, str, bool, str | None, int] | None = None
 
     def __reduce__(self) -> tuple:
         # Loader processes map the files again and are not sent the corpus.
@@ -161,14 +165,21 @@ class Tokens:
         if len(self.arrays) == 1:
             return self.arrays[0][positions].astype(np.int64)
         ids = np.empty(positions.shape, np.int64)
-        shard_of = np.searchsorted(self.ends, positions, side="right")
-        for shard in np.unique(shard_of):
-            here = shard_of == shard
+        for shard, here in self._by_shard(positions):
             ids[here] = self.arrays[shard][positions[here] - self.begins[shard]]
         return ids
 
     def documents(self, positions: np.ndarray) -> np.ndarray:
         """The number of the document, counted from 0 within the split, at `positions`."""
-        if self.starts is None:
-            return np.zeros_like(positions)
-        return np.searchsorted(self.starts, positions, side="right") - 1
+        documents = np.zeros_like(positions)
+        if self.starts is not None:
+            for shard, here in self._by_shard(positions):
+                within = np.searchsorted(self.starts[shard], positions[here] - self.begins[shard], side="right")
+                documents[here] = self.documents_before[shard] + within - 1
+        return documents
+
+    def _by_shard(self, positions: np.ndarray) -> Iterator[tuple[int, Any]]:
+        """(shard, where in `positions` its own stand)."""
+        shard_of = np.searchsorted(self.ends, positions, side="right")
+        for shard in np.unique(shard_of):
+            yield int(shard), shard_of == shard

@@ -48,7 +48,7 @@ TEMPLATES = (
 NUM_SENTENCES = 20_000
 
 
-class Sentences:
+class Sentences(Corpus):
     """Sentences on men and women in eight roles, drawn once for all from a few templates."""
 
     name = "templated sentences"
@@ -56,17 +56,17 @@ class Sentences:
     def fingerprint(self) -> Any:
         return {"roles": list(ROLES.items()), "words": MEN_AND_WOMEN, "templates": TEMPLATES, "count": NUM_SENTENCES}
 
-    def pieces(self) -> Iterator[tuple[int, str]]:
+    def read(self, part: Any) -> Iterator[tuple[bool, str]]:
         draws = np.random.RandomState(0).randint(1 << 30, size=(NUM_SENTENCES, 4))  # numpy keeps this stream for ever
         roles = [(pair, things.split()) for pair, things in ROLES.items()]
-        for number, (role, gender, template, thing) in enumerate(draws.tolist()):
+        for role, gender, template, thing in draws.tolist():
             pair, things = roles[role % len(roles)]
             words = {name: both[gender % 2] for name, both in MEN_AND_WOMEN.items()}
             words |= {"role": pair[gender % 2], "thing": things[thing % len(things)]}
-            yield number, TEMPLATES[template % len(TEMPLATES)].format(**words)
+            yield True, TEMPLATES[template % len(TEMPLATES)].format(**words)
 
 
-class Documentation:
+class Documentation(Corpus):
     """The running Python's language reference, and docstrings of its library."""
 
     def __init__(self) -> None:
@@ -75,11 +75,10 @@ class Documentation:
     def fingerprint(self) -> Any:
         return {"documentation": sys.version}
 
-    def pieces(self) -> Iterator[tuple[int, str]]:
-        document = -1
-        for document, text in PythonTexts("docs").pieces():
-            yield document, text
-        yield from enumerate(docstrings()[0], start=document + 1)
+    def read(self, part: Any) -> Iterator[tuple[bool, str]]:
+        for topics in (docs := PythonTexts("docs")).parts():
+            yield from docs.read(topics)
+        yield from ((True, text) for text in docstrings()[0])
 
 
 class Pairs:

@@ -13,7 +13,10 @@ from torch import Tensor
 from scaledl.data.base import BatchDataset, Data
 from scaledl.data.corpus import Corpus, find_corpus
 from scaledl.data.ngram import ngram_floor
-from scaledl.data.pretokenize import prepare_tokens
+from scaledl.data.pretokenize import prepare_tokens, speed
+from scaledl.data.remote import is_url
+from scaledl.data.sampler import endless
+from scaledl.data.shard_cache import tokens_at
 from scaledl.data.shards import Tokens, read_manifest
 from scaledl.data.tokenizer import FILE, Tokenizer, load_tokenizer
 
@@ -28,6 +31,7 @@ class Windows:
 
     Args:
         bytes_per_token: UTF-8 bytes of the text per token: nats per token / (ln 2 * bytes per token) are bits per byte.
+        shuffle_within: how many neighbouring windows are shuffled among themselves (see `permute_blocks`); None: all.
     """
 
     def __init__(
@@ -40,14 +44,20 @@ class Windows:
         stride: int | None = None,
         every_token: bool = False,
         document_mask: bool = False,
+        shuffle_within: int | None = None,
     ):
         self.tokens, self.seq_len, self.pad_id, self.bytes_per_token = tokens, seq_len, pad_id, bytes_per_token
+        self.shuffle_within = shuffle_within
         self.stride, self.every_token, self.document_mask = stride or seq_len, every_token, document_mask
         self.span = np.arange(seq_len + 1)
 
     def __len__(self) -> int:
         predicted = len(self.tokens) - 1
         return -(-predicted // self.seq_len) if self.every_token else (predicted - self.seq_len) // self.stride + 1
+
+    def samples_at(self, positions: np.ndarray, seed: int) -> np.ndarray:
+        """Windows (n,) at `positions` (n,) of the endless line of training."""
+        return endless(positions, len(self), seed, self.shuffle_within)
 
     def __getitems__(self, indices: np.ndarray) -> dict[str, Tensor]:
         """`input_ids` and `labels` (B, T) int64 and, with the document mask, `document_ids` (B, T) int64."""
@@ -117,21 +127,27 @@ class TextData(Data):
     Args:
         tokenizer: fitted on the text by `prepare` (data/tokenizer=char|byte|bpe|hf).
         seq_len: tokens of a window.
-        path: a file, a folder or a glob of text, .jsonl or .parquet; with `dataset` null too, the embedded text.
+        path: a file, a folder or a glob of text, .jsonl or .parquet, or a URL of these (s3://, gs://, hf://, https://);
+            with `dataset` and `tokens` null too, the embedded text.
         dataset: a name on the Hugging Face Hub, with `dataset_config` and `dataset_split`.
-        embedded: `docs`, the language reference that Python ships (English, 0.5 MB), or `sources`, that and its
-            library's code (12 MB). Both differ between Python versions; the manifest has version and sha256.
+        tokens: a folder, or its URL, that `scaledl prepare` has made; of a URL shards are fetched when they are read.
+        embedded: `docs`, the language reference that Python ships (English, 0.5 MB), `library`, its library's code
+            (12 MB), or `sources`, both. They differ between Python versions; the manifest has version and sha256.
         text_column: of jsonl, parquet and Hub rows.
         encoding: of text files.
         stride: tokens from the begin of one training window to the next; null = seq_len, 1 = every offset is a sample.
         order: `shuffled`, or `streams`: each sample of a batch goes on where it ended in the batch before, for models
             that carry a state.
         val_seq_len: tokens of a validation window; null = seq_len.
+        shuffle_within: windows that are shuffled among themselves, in blocks whose order is shuffled; null = all. With
+            tokens at a URL, a block is what must be at hand.
         val_fraction: of the characters; whole documents where there are many, else the end of the text.
+        deduplicate: leave out documents whose text, but for white space, was there before.
         document_mask: also give `document_ids`, so that attention can stay within a document.
         vocab_size: null = the tokenizer's; a larger one (a multiple of 64, say) is kept.
         mask_id: null = the tokenizer's, if it has one: what masked modelling puts in the place of a token.
         cache_dir: of the tokens.
+        cache_bytes: of shards fetched from a URL, at most, that stay on this machine.
         num_proc: processes that tokenise; null = one a core.
     """
 
@@ -145,23 +161,34 @@ class TextData(Data):
         dataset: str | None = None,
         dataset_config: str | None = None,
         dataset_split: str = "train",
-        embedded: Literal["docs", "sources"] = "docs",
+        tokens: str | None = None,
+        embedded: Literal["docs", "sources", "library"] = "docs",
         text_column: str = "text",
         encoding: str = "utf-8",
         stride: int | None = None,
         order: Literal["shuffled", "streams"] = "shuffled",
+        shuffle_within: int | None = None,
         val_seq_len: int | None = None,
         val_fraction: float = 0.1,
+        deduplicate: bool = False,
         document_mask: bool = False,
         vocab_size: int | None = None,
         mask_id: int | None = None,
         cache_dir: str = "~/.cache/scaledl",
+        cache_bytes: int = 1 << 35,
         num_proc: int | None = None,
         seed: int = 0,
         num_workers: int = 0,
     ):
         super().__init__(global_batch_size, micro_batch_size, seed, num_workers)
-        at_least_one = {"seq_len": seq_len, "stride": stride, "num_proc": num_proc, "val_seq_len": val_seq_len}
+        at_least_one = {
+            "seq_len": seq_len,
+            "stride": stride,
+            "num_proc": num_proc,
+            "val_seq_len": val_seq_len,
+            "shuffle_within": shuffle_within,
+            "cache_bytes": cache_bytes,
+        }
         for name, value in at_least_one.items():
             if value is not None and value < 1:
                 raise ValueError(f"data.{name}={value} must be at least 1")
@@ -172,7 +199,15 @@ class TextData(Data):
                 f"data.order=streams reads windows one after the other, but data.stride={stride} lets them overlap or "
                 f"leaves gaps; set it to null"
             )
+        if order == "streams" and shuffle_within:
+            raise ValueError("data.order=streams shuffles nothing: set data.shuffle_within to null")
+        if tokens and (path or dataset):
+            raise ValueError(
+                f"data.tokens={tokens!r} and data.{'path' if path else 'dataset'} name two sources; keep one"
+            )
         self.order, self.val_seq_len = order, val_seq_len or seq_len
+        self.tokens, self.shuffle_within = tokens, shuffle_within
+        self.deduplicate, self.cache_bytes = deduplicate, cache_bytes
         self.source = (path, dataset, dataset_config, dataset_split, embedded, text_column, encoding)
         self.tokenizer, self.vocab_size, self.mask_id = tokenizer, vocab_size, mask_id
         self.text_column, self.encoding = text_column, encoding
@@ -190,7 +225,11 @@ class TextData(Data):
     def prepare(self) -> None:
         if self.folder is not None:
             return
-        folder = prepare_tokens(self.cache_dir, self.corpus, self.tokenizer, self.val_fraction, self.num_proc)
+        if self.tokens:
+            folder = tokens_at(self.tokens, self.cache_dir)
+        else:
+            given = self.val_fraction, self.num_proc, self.deduplicate
+            folder = prepare_tokens(self.cache_dir, self.corpus, self.tokenizer, *given)
         manifest, tokenizer = read_manifest(folder), load_tokenizer(folder)
         if self.vocab_size is not None and self.vocab_size < tokenizer.vocab_size:
             raise ValueError(
@@ -198,11 +237,11 @@ class TextData(Data):
                 f"tokenizer; set it to null or to at least {tokenizer.vocab_size}"
             )
         for split, facts in manifest["splits"].items():
-            if facts["tokens"] <= self.seq_len and (split == "train" or self.val_fraction):
+            if facts["tokens"] <= self.seq_len and (split == "train" or manifest["val_fraction"]):
                 raise ValueError(
-                    f"the {split} split of {self.corpus.name} has {facts['tokens']} token(s), fewer than one window of "
-                    f"data.seq_len={self.seq_len} and the token after it; take a smaller seq_len, more text or another "
-                    f"data.val_fraction (now {self.val_fraction}; 0 is no validation)"
+                    f"the {split} split of {manifest['source']['name']} has {facts['tokens']} token(s), fewer than one "
+                    f"window of data.seq_len={self.seq_len} and the token after it; take a smaller seq_len, more text "
+                    f"or another data.val_fraction (now {manifest['val_fraction']}; 0 is no validation)"
                 )
         self.folder, self.manifest, self.tokenizer = folder, manifest, tokenizer
 
@@ -211,8 +250,14 @@ class TextData(Data):
         return self.seq_len
 
     def describe(self) -> str:
-        splits = self.manifest["splits"].values()
-        return f"{self.corpus.name}, {sum(split['tokens'] for split in splits):,} {self.tokenizer.kind} tokens"
+        splits, source = self.manifest["splits"].values(), self.manifest["source"]
+        left_out = f", {source['duplicates']:,} of {source['documents']:,} documents left out as duplicates"
+        return f"{source['name']}, {sum(split['tokens'] for split in splits):,} {self.tokenizer.kind} tokens" + (
+            left_out if self.deduplicate else ""
+        )
+
+    def speed(self) -> str:
+        return speed(self.folder) if self.folder and not self.tokens else ""
 
     def baselines(self) -> dict[str, float]:
         """What counting reaches on the validation split: the loss of an interpolated 3-gram model."""
@@ -237,10 +282,9 @@ class TextData(Data):
         mask_id = self.tokenizer.mask_id if self.mask_id is None else self.mask_id
         if mask_id is not None:
             found["mask_id"] = mask_id
-        if self.source[0]:
-            found["path"] = os.path.abspath(
-                os.path.expanduser(os.path.expandvars(self.source[0]))
-            )  # a run is resumed from anywhere
+        for name, place in (("path", self.source[0]), ("tokens", self.tokens)):
+            if place and not is_url(place):  # a run is resumed from anywhere
+                found[name] = os.path.abspath(os.path.expanduser(os.path.expandvars(place)))
         return found
 
     def bytes_per_token(self, split: str = "val") -> float:
@@ -259,14 +303,19 @@ class TextData(Data):
     def _windows(self, split: str) -> Windows:
         assert self.folder is not None
         return Windows(
-            Tokens.open(self.folder, split, self.document_mask),
+            Tokens.open(self.folder, split, self.document_mask, self.url, self.cache_bytes),
             self.seq_len if split == "train" else self.val_seq_len,
             pad_id=_padding(self.tokenizer),
             bytes_per_token=self.bytes_per_token(split),
             stride=self.stride if split == "train" else None,
             every_token=split == "val",
             document_mask=self.document_mask,
+            shuffle_within=self.shuffle_within,
         )
+
+    @property
+    def url(self) -> str | None:
+        return self.tokens if self.tokens and is_url(self.tokens) else None
 
     def save_to(self, folder: Path) -> None:
         assert self.folder is not None, "prepare comes first"

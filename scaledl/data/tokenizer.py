@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from scaledl.atomic import write_text
+
 FILE = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
 PADS, MASKS = ("[PAD]", "<pad>"), ("[MASK]", "<mask>")  # as BERT and as RoBERTa write them
@@ -33,7 +35,6 @@ class Tokenizer(ABC):
     """
 
     kind: str
-    worth_processes = False  # characters and bytes are encoded faster than text travels to another process
     vocab_size: int = 0
     eos_id: int = 0
     pad_id: int | None = None
@@ -68,7 +69,7 @@ class Tokenizer(ABC):
         self.vocab_size, self.eos_id = state["vocab_size"], state["eos_id"]
 
     def save(self, folder: Path) -> None:
-        (Path(folder) / FILE).write_text(json.dumps(self.state(), ensure_ascii=False), encoding="utf-8")
+        write_text(Path(folder) / FILE, json.dumps(self.state(), ensure_ascii=False))
 
 
 class ByteTokenizer(Tokenizer):
@@ -126,8 +127,6 @@ class CharTokenizer(Tokenizer):
 
 class SubwordTokenizer(Tokenizer):
     """What BPE and Hub tokenizers share: a `tokenizers.Tokenizer` (Rust) that does the work."""
-
-    worth_processes = True
 
     def _set_backend(self, backend: Any) -> None:
         backend.encode_special_tokens = True  # a document that quotes <|endoftext|> must not end there
@@ -305,7 +304,7 @@ class SavedTokenizer(Tokenizer):
 
     def fit(self, texts: Iterable[str]) -> None:
         saved = self.saved
-        self.kind, self.worth_processes, self.vocab_size = saved.kind, saved.worth_processes, saved.vocab_size
+        self.kind, self.vocab_size = saved.kind, saved.vocab_size
         self.eos_id, self.pad_id, self.mask_id = saved.eos_id, saved.pad_id, saved.mask_id
 
     def encode(self, text: str) -> np.ndarray:

@@ -161,8 +161,16 @@ class Task(pl.LightningModule):
         if batches.repeats(batch_idx):  # sharded models compute together, so a rank without a batch computes one again
             weight = torch.zeros_like(weight)
         metrics = {**self.objective(batch), "": torch.ones_like(weight)}
-        for name, value in metrics.items():
-            self._eval_sums[name] = self._eval_sums.get(name, 0) + value.detach().double() * weight
+        parts, part = self._eval_parts(), batches.part(batch_idx)
+        for number, (prefix, _) in enumerate(parts):  # on every rank all names, whatever batches it had
+            for name, value in metrics.items():
+                share = value.detach().double() * (weight if number == part else 0)
+                self._eval_sums[prefix + name] = self._eval_sums.get(prefix + name, 0) + share
+
+    def _eval_parts(self) -> list[tuple[str, float]]:
+        """(what its metrics begin with, weight) of each part of the data that is evaluated by itself."""
+        parts = getattr(self.eval_dataset, "parts", None)
+        return [(f"{name}/", weight) for name, _, weight in parts] if parts else [("", 1.0)]
 
     def _finish_evaluation(self, split: str) -> None:
         for name, value in self._means(split).items():
@@ -172,9 +180,16 @@ class Task(pl.LightningModule):
         names, sums = list(self._eval_sums), torch.stack(list(self._eval_sums.values()))
         self._eval_sums = {}
         totals = dict(zip(names, self.trainer.strategy.reduce(sums, reduce_op="sum").tolist(), strict=True))
-        count = totals.pop("")
-        means = self.summarize({name: total / count for name, total in totals.items()})
-        return {f"{split}/{name}": value for name, value in means.items()}
+        found: dict[str, float] = {}
+        means: dict[str, float] = {}
+        for prefix, weight in (parts := self._eval_parts()):
+            count = totals.pop(prefix)
+            for name in [name for name in totals if name.startswith(prefix)]:
+                mean = totals.pop(name) / count
+                means[name.removeprefix(prefix)] = means.get(name.removeprefix(prefix), 0.0) + weight * mean
+                if len(parts) > 1:
+                    found[name] = mean
+        return {f"{split}/{name}": value for name, value in {**self.summarize(means), **found}.items()}
 
 
 def check_range(task: Task, within: tuple[float, float], who: str, instead: str) -> None:

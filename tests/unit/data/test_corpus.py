@@ -93,6 +93,49 @@ def test_a_long_file_comes_in_blocks_that_end_with_a_line(tmp_path, monkeypatch)
         prepared(tmp_path, path=tmp_path / "c.txt")
 
 
+@pytest.mark.parametrize("size", [1, 3, 10, 64, 1000])
+def test_parts_are_the_whole_whatever_their_size(tmp_path, monkeypatch, size):
+    text = "Größe\n東京 und mehr\n\n" + "a line that is longer than a part " * 3 + "\r\n\nlast"
+    rows = [f"row {i} ü" * (i % 4) for i in range(30)]
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.txt").write_text(text, newline="")
+    (folder / "b.txt").write_text("")
+    (folder / "c.txt").write_text("\n\n")
+    (folder / "d.jsonl").write_text("".join(json.dumps({"text": row}, ensure_ascii=False) + "\n" for row in rows))
+    (folder / "e.txt.gz").write_bytes(gzip.compress(text.encode()))
+    pq.write_table(pa.table({"text": rows}), folder / "f.parquet", row_group_size=4)
+    (folder / "g.txt").write_bytes(text.encode("utf-16"))
+    (folder / "g.txt").rename(tmp_path / "g.txt")
+    monkeypatch.setattr(corpus_module, "PART_BYTES", size)
+    monkeypatch.setattr(corpus_module, "_LARGE_PART_BYTES", size)
+    monkeypatch.setattr(corpus_module, "MAX_PARTS", 10**9)
+    corpus = corpus_module.find_corpus(str(folder), None, None, "train", "docs", "text", "utf-8")
+    filled = [row for row in rows if row]
+    found = {}
+    for document, piece in corpus.pieces():
+        found[document] = found.get(document, "") + piece
+    assert list(found.values()) == [text, "\n\n", *filled, text, *filled]
+    parts = corpus.parts()
+    assert len(parts) > 1
+    assert json.loads(json.dumps(parts)) == parts
+    other = corpus_module.find_corpus(str(tmp_path / "g.txt"), None, None, "train", "docs", "text", "utf-16")
+    assert "".join(piece for _, piece in other.pieces()) == text  # where a byte 10 need not end a line: one part
+
+
+def test_a_bad_line_of_a_later_part_has_its_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_module, "PART_BYTES", 64)
+    rows = [json.dumps({"text": f"row {i}"}) for i in range(40)]
+    rows[31] = '{"text": 3}'
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    with pytest.raises(ValueError, match=r"a\.jsonl:32: 'text' holds int, not text"):
+        prepared(tmp_path, path=tmp_path / "a.jsonl")
+    text = "words\n" * 40
+    (tmp_path / "b.txt").write_bytes(text.encode() + b"\xff\n" + text.encode())
+    with pytest.raises(ValueError, match=f"byte {len(text)} is 0xff"):
+        prepared(tmp_path, path=tmp_path / "b.txt")
+
+
 def test_hub_dataset(tmp_path, monkeypatch):
     import datasets
 

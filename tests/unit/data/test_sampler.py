@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from scaledl.data.sampler import EvalBatches, TrainBatches, permute
+from scaledl.data.sampler import EvalBatches, TrainBatches, endless, permute, permute_blocks
 
 
 def first(batches, number):
@@ -136,3 +136,46 @@ def test_weighted_means_of_micro_batches_average_to_the_mean_of_the_global_batch
 def test_without_shuffling_the_order_is_that_of_the_samples():
     batches = first(TrainBatches(10, 4, 2, seed=3, shuffled=False), 6)
     assert np.concatenate(batches).tolist() == [*range(10), 0, 1]
+
+
+@pytest.mark.parametrize(("size", "within"), [(100, 7), (100, 10), (5, 10), (1, 1), (101, 100), (64, 1)])
+def test_blocks_are_moved_as_wholes_and_shuffled_within(size, within):
+    order = permute_blocks(np.arange(size), size, within, 3, 0)
+    assert sorted(order) == list(range(size))
+    for first in range(0, size, within):
+        block = order[first : first + within]
+        assert len(set(block // within)) == 1
+    np.testing.assert_array_equal(permute_blocks(np.arange(size)[::-1], size, within, 3, 0), order[::-1])
+    if size == 100:
+        assert list(order[::within] // within) != list(range(-(-size // within)))
+        assert list(order[:within] % within) != list(order[within : 2 * within] % within)
+        assert list(permute_blocks(np.arange(size), size, within, 3, 1)) != list(order)
+
+
+def test_an_endless_line_has_each_sample_once_an_epoch():
+    for within in (None, 8):
+        line = endless(np.arange(150), 50, 3, within)
+        assert [sorted(line[epoch * 50 : epoch * 50 + 50]) for epoch in range(3)] == [list(range(50))] * 3
+        np.testing.assert_array_equal(endless(np.arange(70, 90), 50, 3, within), line[70:90])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_no_batch_holds_samples_of_two_parts(world_size):
+    ranks = [EvalBatches(20, 4, rank=rank, world_size=world_size, begins=[0, 6, 13]) for rank in range(world_size)]
+    counted = {}
+    for index in range(len(ranks[0])):
+        for rank, batches in enumerate(ranks):
+            if not batches.repeats(index):
+                counted[index * world_size + rank] = (batches.part(index), batches.positions(index).tolist())
+    found = [counted[number] for number in sorted(counted)]
+    assert [part for part, _ in found] == [0, 0, 1, 1, 2, 2]
+    assert [positions for _, positions in found] == [
+        [0, 1, 2, 3],
+        [4, 5],
+        [6, 7, 8, 9],
+        [10, 11, 12],
+        [13, 14, 15, 16],
+        [17, 18, 19],
+    ]
+    limited = EvalBatches(20, 4, limit=3, begins=[0, 6, 13])
+    assert [limited.part(index) for index in range(len(limited))] == [0, 1, 2]

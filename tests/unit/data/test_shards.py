@@ -1,5 +1,6 @@
 """The token cache: whole or not there, whatever kills, damages or shares it."""
 
+import importlib
 import json
 import os
 import random
@@ -10,20 +11,21 @@ import textwrap
 import time
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from scaledl.data import corpus as corpus_module
 from scaledl.data import pretokenize
 from scaledl.data.shards import Tokens, damage, read_manifest
 from scaledl.data.text import TextData
-from scaledl.data.tokenizer import BpeTokenizer, ByteTokenizer
-
-SMALL = {"CHUNK_CHARACTERS": 1000, "SHARD_TOKENS": 1500}
+from scaledl.data.tokenizer import BpeTokenizer, ByteTokenizer, load_tokenizer
 
 
 @pytest.fixture
 def many_shards(monkeypatch):
-    for name, value in SMALL.items():
-        monkeypatch.setattr(pretokenize, name, value)
+    monkeypatch.setattr(pretokenize, "CHUNK_CHARACTERS", 1000)
+    monkeypatch.setattr(corpus_module, "PART_BYTES", 5000)
 
 
 @pytest.fixture
@@ -47,12 +49,14 @@ def prepared(*args, **given):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != pretokenize.TIMING}
 
 
 def tokens_of(folder, split):
     tokens = Tokens.open(folder, split, with_starts=True)
-    return tokens.take(np.arange(len(tokens))), tokens.starts
+    positions = np.arange(len(tokens))
+    documents = tokens.documents(positions)
+    return tokens.take(positions), np.flatnonzero(np.diff(documents, prepend=-1))
 
 
 def test_manifest_tells_all(corpus, tmp_path, many_shards):
@@ -76,8 +80,8 @@ def test_manifest_tells_all(corpus, tmp_path, many_shards):
 
 def test_shards_change_nothing(corpus, tmp_path, monkeypatch):
     one = prepared(corpus, tmp_path / "one")
-    for name, value in SMALL.items():
-        monkeypatch.setattr(pretokenize, name, value)
+    monkeypatch.setattr(pretokenize, "CHUNK_CHARACTERS", 1000)
+    monkeypatch.setattr(corpus_module, "PART_BYTES", 5000)
     many = prepared(corpus, tmp_path / "many")
     for split in ("train", "val"):
         for a, b in zip(tokens_of(one, split), tokens_of(many, split), strict=True):
@@ -89,10 +93,27 @@ def test_shards_change_nothing(corpus, tmp_path, monkeypatch):
     assert all((a[key] == b[key]).all() for key in ("input_ids", "labels", "document_ids"))
 
 
-def test_processes_change_nothing(corpus, tmp_path, many_shards, monkeypatch):
-    alone = prepared(corpus, tmp_path / "alone", num_proc=1)
-    monkeypatch.setattr(pretokenize, "PARALLEL_CHARACTERS", 0)
-    assert contents(prepared(corpus, tmp_path / "pool", num_proc=2)) == contents(alone)
+@pytest.mark.parametrize("kind", ["jsonl", "txt", "parquet"])
+def test_processes_change_nothing(corpus, tmp_path, many_shards, kind):
+    texts = [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table({"text": texts}), path, row_group_size=7)
+    else:
+        path.write_bytes(corpus.read_bytes() if kind == "jsonl" else "\n".join(texts).encode())
+    found = [prepared(path, tmp_path / str(processes), num_proc=processes) for processes in (1, 2, 3)]
+    assert contents(found[1]) == contents(found[2]) == contents(found[0])
+    manifest = read_manifest(found[0])
+    assert len(manifest["splits"]["train"]["shards"]) > 5
+    tokens = {split: tokens_of(found[0], split)[0].tolist() for split in ("train", "val")}
+    if kind == "txt":  # one document: validation is its end
+        assert load_tokenizer(found[0]).decode(tokens["train"] + tokens["val"]) == "\n".join(texts)
+    else:
+        eos, tokenizer = manifest["tokenizer"]["eos_id"], load_tokenizer(found[0])
+        documents = [np.split(ids, np.flatnonzero(np.array(ids) == eos) + 1)[:-1] for ids in tokens.values()]
+        decoded = [[tokenizer.decode(document) for document in split] for split in documents]
+        assert sorted(decoded[0] + decoded[1]) == sorted(texts)
+        assert decoded[0] == [text for text in texts if text in set(decoded[0])]  # in the order of the corpus
 
 
 def test_large_vocabulary_takes_four_bytes(corpus, tmp_path, monkeypatch):
@@ -107,58 +128,128 @@ def test_large_vocabulary_takes_four_bytes(corpus, tmp_path, monkeypatch):
 PREPARE = """
     import os, signal, sys
     from pathlib import Path
-    from scaledl.data import pretokenize, shards
+    from scaledl.data import corpus as corpus_module, pretokenize, shards
     from scaledl.data.corpus import find_corpus
     from scaledl.data.tokenizer import BpeTokenizer
+    corpus_module.PART_BYTES = 5000
     def prepare():  # TextData.prepare, without the time that torch takes to import
         corpus = find_corpus(sys.argv[1], None, None, "train", "docs", "text", "utf-8")
-        return pretokenize.prepare_tokens(Path(sys.argv[2]) / "text", corpus, BpeTokenizer(300), 0.1, 2)
+        return pretokenize.prepare_tokens(Path(sys.argv[2]) / "text", corpus, BpeTokenizer(300), 0.1, {processes})
 """
 
 KILLED = """
-    pretokenize.CHUNK_CHARACTERS, pretokenize.SHARD_TOKENS, pretokenize.PARALLEL_CHARACTERS = 1000, 1500, {parallel}
-    calls, append = 0, shards.ShardWriter.append
-    def append_then_die(self, *args):
+    calls, real = 0, {what}
+    def die(*args):
         global calls
         calls += 1
-        append(self, *args)
         if calls == {calls}:
             os.kill(os.getpid(), signal.SIGKILL)
-    shards.ShardWriter.append = append_then_die
+        return real(*args)
+    {what} = die
     prepare()
 """
 
 
-@pytest.mark.parametrize(("calls", "parallel"), [(1, 10**9), (8, 0), (13, 10**9)])
-def test_killed_in_the_middle(corpus, tmp_path, many_shards, calls, parallel):
+@pytest.mark.parametrize(
+    ("what", "calls"),
+    [
+        ("pretokenize.Scan.save", 5),
+        ("BpeTokenizer.save", 1),
+        ("shards.ShardWriter.finish", 1),
+        ("shards.ShardWriter.finish", 10),
+        ("pretokenize.write_json", 8),
+    ],
+)
+def test_killed_in_the_middle_goes_on_after_what_is_finished(corpus, tmp_path, many_shards, what, calls, monkeypatch):
     cache = tmp_path / "killed"
-    script = textwrap.dedent(PREPARE + KILLED.format(calls=calls, parallel=parallel))
+    script = textwrap.dedent(PREPARE.format(processes=1) + KILLED.format(what=what, calls=calls))
     run = subprocess.run([sys.executable, "-c", script, str(corpus), str(cache)], stderr=subprocess.DEVNULL)
     assert run.returncode == -signal.SIGKILL
     (folder,) = (path for path in (cache / "text").iterdir() if path.is_dir())
     assert "manifest.json" in damage(folder)
-    finished = {path: path.stat().st_mtime_ns for path in folder.glob("*.bin")}
-    assert bool(finished) == (calls > 1)
-    assert prepared(corpus, cache) == folder
-    assert all(path.stat().st_mtime_ns == written for path, written in finished.items())  # kept, not made again
+    scanned = len(list(folder.glob("scan-*.npz")))
+    encoded = {path.stem.removeprefix("part-"): path.stat().st_mtime_ns for path in folder.glob("part-*.json")}
+    fitted = (folder / "tokenizer.json").is_file()
+
+    done = {"scan": 0, "encode": 0, "fit": 0}
+
+    def counting(owner, name):
+        real = getattr(owner, name)
+
+        def counted(*args):
+            done[name] += 1
+            return real(*args)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    counting(pretokenize.Work, "scan")
+    counting(pretokenize.Work, "encode")
+    counting(BpeTokenizer, "fit")
+    assert prepared(corpus, cache, num_proc=1) == folder
+    parts = len(json.loads((folder / "plan.json").read_text()))
+    assert parts > 8
+    assert done == {"scan": parts - scanned, "encode": parts - len(encoded), "fit": 0 if fitted else 1}
+    assert all((folder / f"part-{part}.json").stat().st_mtime_ns == written for part, written in encoded.items())
+    expected = {"pretokenize.Scan.save": (calls - 1, False), "BpeTokenizer.save": (parts, False)}
+    assert (scanned, fitted) == expected.get(what, (parts, True))
+    assert bool(encoded) == (calls in (8, 10))
+    monkeypatch.undo()
+    monkeypatch.setattr(corpus_module, "PART_BYTES", 5000)
     assert contents(folder) == contents(prepared(corpus, tmp_path / "undisturbed"))
 
 
-def test_workers_end_with_a_killed_parent(corpus, tmp_path):
+DEADLY = """
+    import os, signal
+    from pathlib import Path
+    from scaledl.data.corpus import Files
+
+    class Deadly(Files):
+        fatal = None
+
+        def read(self, part):
+            mark = Path(self.paths[0]).with_name("killed")
+            if part == self.fatal and list(mark.parent.rglob("part-*.json")) and not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().read(part)
+"""
+
+
+def test_a_killed_worker_is_one_message_and_costs_its_part(corpus, tmp_path, many_shards, monkeypatch):
+    (tmp_path / "deadly_corpus.py").write_text(textwrap.dedent(DEADLY))
+    monkeypatch.syspath_prepend(tmp_path)
+    deadly = importlib.import_module("deadly_corpus").Deadly("it", [corpus])
+    deadly.fatal = deadly.parts()[-1]
+
+    def prepare():
+        return pretokenize.prepare_tokens(tmp_path / "cache", deadly, BpeTokenizer(300), 0.1, 2)
+
+    with pytest.raises(RuntimeError, match=r"ended from outside .* data.num_proc, now 2"):
+        prepare()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("part-*.json")}
+    assert kept
+    folder = prepare()
+    assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
+    assert contents_without_names(folder) == contents_without_names(prepared(corpus, tmp_path / "undisturbed"))
+
+
+def contents_without_names(folder):
+    return {name: data for name, data in contents(folder).items() if name != "manifest.json"}
+
+
+def test_workers_end_with_a_killed_parent():
     script = textwrap.dedent("""
-        import multiprocessing, time, sys, pathlib
+        import multiprocessing, time
         from concurrent.futures import ProcessPoolExecutor
         from scaledl.data import pretokenize
-        from scaledl.data.tokenizer import ByteTokenizer
-        ByteTokenizer().save(pathlib.Path(sys.argv[1]))
-        context, given = multiprocessing.get_context("spawn"), (sys.argv[1], False, None)
-        pool = ProcessPoolExecutor(1, context, pretokenize._start_worker, given)
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(1, context, pretokenize._start_worker, (None,))
         with pretokenize._main_module_hidden():
             pool.submit(len, "").result()
         print(*pool._processes, flush=True)
         time.sleep(60)
     """)
-    parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     worker = int(parent.stdout.readline())
     os.kill(worker, 0)
     parent.kill()
@@ -189,8 +280,9 @@ def test_error_in_the_middle_keeps_what_is_finished(corpus, tmp_path, many_shard
 
     monkeypatch.setattr(pretokenize, "encode_chunk", fail_late)
     with pytest.raises(OSError, match="No space"):
-        prepared(corpus, tmp_path / "cache")
+        prepared(corpus, tmp_path / "cache", num_proc=1)
     assert not list((tmp_path / "cache").rglob("*.part"))
+    assert list((tmp_path / "cache").rglob("part-*.json"))
     resumed = prepared(corpus, tmp_path / "cache")
     assert contents(resumed) == contents(prepared(corpus, tmp_path / "undisturbed"))
 
@@ -199,15 +291,14 @@ def test_unfinished_cache_of_another_text_is_not_continued(corpus, tmp_path, man
     folder = prepared(corpus, tmp_path / "cache")
     expected = contents(folder)
     (folder / "manifest.json").unlink()
-    source = json.loads((folder / "source.json").read_text())
-    (folder / "source.json").write_text(json.dumps(source | {"sha256": "another"}))
+    record = json.loads((folder / "part-00000.json").read_text())
+    (folder / "part-00000.json").write_text(json.dumps(record | {"text": "another"}))
     (folder / "train-00000.bin").write_bytes(b"x" * (folder / "train-00000.bin").stat().st_size)
     assert contents(prepared(corpus, tmp_path / "cache")) == expected
 
 
 def test_two_processes_at_once(corpus, tmp_path):
-    script = textwrap.dedent(PREPARE) + textwrap.dedent("""
-        pretokenize.CHUNK_CHARACTERS, pretokenize.SHARD_TOKENS = 1000, 1500
+    script = textwrap.dedent(PREPARE.format(processes=2)) + textwrap.dedent("""
         real = pretokenize._build
         def counted(*args):
             print("built", flush=True)
@@ -256,9 +347,15 @@ def test_key_follows_what_decides_the_tokens(corpus, tmp_path):
     def key(**given):
         tokenizer = given.pop("tokenizer", None) or BpeTokenizer(300)
         data = text_data(corpus, tmp_path, tokenizer, **given)
-        return pretokenize.cache_key(data.corpus, data.tokenizer, data.val_fraction)
+        return pretokenize.cache_key(data.corpus, data.tokenizer, data.val_fraction, data.deduplicate)
 
-    keys = [key(), key(tokenizer=BpeTokenizer(301)), key(tokenizer=ByteTokenizer()), key(val_fraction=0.2)]
+    keys = [
+        key(),
+        key(deduplicate=True),
+        key(tokenizer=BpeTokenizer(301)),
+        key(tokenizer=ByteTokenizer()),
+        key(val_fraction=0.2),
+    ]
     assert key(stride=1, num_proc=2, document_mask=True) == keys[0]
     os.utime(corpus, ns=(1, 1))
     keys.append(key())

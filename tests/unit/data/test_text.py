@@ -150,7 +150,7 @@ def test_tokenizer_goes_into_the_run_directory(tmp_path):
 
 def test_second_preparation_does_no_work(tmp_path, monkeypatch):
     first = text_data(tmp_path)
-    monkeypatch.setattr("scaledl.data.pretokenize.scan", lambda *_: 1 / 0)
+    monkeypatch.setattr("scaledl.data.pretokenize.scan_part", lambda *_: 1 / 0)
     second = TextData(ByteTokenizer(), 4, 4, path=str(tmp_path / "a.txt"), cache_dir=str(tmp_path / "cache"), seq_len=5)
     second.prepare()
     second.prepare()

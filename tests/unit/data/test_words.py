@@ -57,7 +57,7 @@ def test_a_saved_tokenizer_is_that_of_the_run_whatever_it_is_fitted_on(tmp_path:
     tokenizer.save(tmp_path)
     saved = SavedTokenizer(str(tmp_path))
     saved.fit(["something else"])
-    for name in ("kind", "vocab_size", "eos_id", "pad_id", "mask_id", "worth_processes"):
+    for name in ("kind", "vocab_size", "eos_id", "pad_id", "mask_id"):
         assert getattr(saved, name) == getattr(tokenizer, name), name
     assert saved.encode(TEXTS[0]).tolist() == tokenizer.encode(TEXTS[0]).tolist()
     assert [each.tolist() for each in saved.encode_all(TEXTS)] == [tokenizer.encode(text).tolist() for text in TEXTS]

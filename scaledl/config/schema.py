@@ -25,7 +25,7 @@ class Root:
     seed: int
     precision: Literal["32-true", "bf16-mixed", "bf16-true"]
     compile: bool
-    activation_checkpointing: Literal["none", "full"]
+    activation_checkpointing: Literal["none", "selective", "full"]
     monitor: str
     mode: Literal["min", "max"]
     runs_dir: str

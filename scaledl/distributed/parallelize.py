@@ -7,11 +7,24 @@ sharded, so that no rank ever holds the whole of a sharded model.
 
 import zlib
 from collections.abc import Callable, Collection
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+Checkpointing = Literal["none", "selective", "full"]
+
+aten = torch.ops.aten
+PRODUCTS = {aten.mm.default, aten.addmm.default, aten.convolution.default}  # bmm's, attention's scores, are too large
+ATTENTION = {
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+    aten._scaled_dot_product_flash_attention.default,
+    aten._scaled_dot_product_efficient_attention.default,
+    aten._scaled_dot_product_cudnn_attention.default,
+}
 
 
 class ModelBuilder:
@@ -21,7 +34,7 @@ class ModelBuilder:
         make: constructs the model with its plain arguments.
         seed: of the initial weights.
         compile: torch.compile each block.
-        activation_checkpointing: "full" recomputes each block in the backward pass.
+        activation_checkpointing: what the backward pass computes again, see `checkpointed`.
     """
 
     def __init__(
@@ -29,7 +42,7 @@ class ModelBuilder:
         make: Callable[[], nn.Module],
         seed: int = 0,
         compile: bool = False,
-        activation_checkpointing: Literal["none", "full"] = "none",
+        activation_checkpointing: Checkpointing = "none",
     ):
         self.make, self.seed, self.compile, self.activation_checkpointing = (
             make,
@@ -62,8 +75,8 @@ class ModelBuilder:
             initialize(block, self.seed, prefix=names[block])
             if split is not None:
                 split(block)
-            if self.activation_checkpointing == "full":
-                block = checkpoint_wrapper(block)
+            if self.activation_checkpointing != "none":
+                block = checkpointed(block, self.activation_checkpointing)
                 setattr(parent, name, block)
             if self.compile:
                 block.compile()
@@ -78,6 +91,27 @@ class ModelBuilder:
         if shard is not None:
             shard(model)
         return model
+
+
+def checkpointed(block: nn.Module, kind: Checkpointing) -> nn.Module:
+    """The block, of whose forward pass the backward pass computes again what was not kept (Chen et al. 2016).
+
+    full: nothing but its input was kept. selective: what matrix products, convolutions and attention gave was, which is
+    slow to compute, so that only norms, activations and the like are computed again (Korthikanti et al. 2022).
+    """
+    if kind == "none":
+        return block
+    if kind == "full":
+        return checkpoint_wrapper(block)
+    return checkpoint_wrapper(block, context_fn=partial(create_selective_checkpoint_contexts, _kept))
+
+
+def _kept(context: Any, operation: Any, *arguments: Any, **named: Any) -> CheckpointPolicy:
+    keep = operation in PRODUCTS or operation in ATTENTION
+    if operation in ATTENTION:  # what draws numbers is computed again, or later draws would not be those of before
+        inputs = dict(zip((argument.name for argument in operation._schema.arguments), arguments, strict=False)) | named
+        keep = not inputs.get("dropout_p")
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def initialize(model: nn.Module, seed: int, prefix: str = "", only: Collection[nn.Module] | None = None) -> None:

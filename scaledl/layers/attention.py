@@ -96,6 +96,11 @@ def causal_mask(
     return mask
 
 
+def added_to_scores(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a bool mask is True, else -inf: what attention would make of the mask, and keep, in each block anew."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
+
+
 class Attention(nn.Module):
     """Scaled dot-product attention (Vaswani et al. 2017, eq. 1) with grouped queries (Ainslie et al. 2023).
 
@@ -169,7 +174,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attends from x (B, T, dim) to context (B, S, dim), or to x itself.
 
-        mask: bool, True = attend, broadcastable to (B, num_heads, T, S); it is the whole rule, so never with is_causal.
+        mask: bool, True = attend, or `added_to_scores`, broadcastable to (B, num_heads, T, S); it is the whole rule, so
+        never with is_causal.
         positions: (T,) integers, needed with rotary positions. cache: x then holds the tokens after the cached ones; a
         ContextCache takes the context's keys and values from the first call, and later ones need no context.
         """
@@ -194,7 +200,9 @@ class Attention(nn.Module):
         scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).mT / math.sqrt(self.head_dim)
         if is_causal:
             mask = scores.new_ones(scores.shape[2:], dtype=torch.bool).tril()
-        return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        return scores.softmax(-1)
 
     def _heads(
         self, x: Tensor, context: Tensor | None, positions: Tensor | None, cache: LayerCache | ContextCache | None

@@ -17,3 +17,11 @@ def like_weights(x: Tensor, module: nn.Module) -> Tensor:
 def without_autocast(x: Tensor) -> AbstractContextManager:
     """Where x is, operations keep the precision of what they are given."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """In which products with x are computed: autocast's where that is on."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype

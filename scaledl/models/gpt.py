@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scaledl.layers.attention import Attention, KVCache, causal_mask
+from scaledl.layers.attention import Attention, KVCache, added_to_scores, causal_mask
 from scaledl.layers.feedforward import Activation, FeedForward
+from scaledl.layers.linear_cross_entropy import linear_cross_entropy
 from scaledl.layers.norm import NormName, make_norm
+from scaledl.layers.precision import product_dtype
 from scaledl.layers.transformer import TransformerBlock
 
 
@@ -30,6 +32,7 @@ class GPT(nn.Module):
     """
 
     block_types = (TransformerBlock,)
+    entry_points = ("loss",)
 
     def __init__(
         self,
@@ -135,6 +138,8 @@ class GPT(nn.Module):
         positions = torch.arange(start, end, device=input_ids.device)  # (T,)
         mask = self._mask(positions, end, document_ids)
         x = self.token_embedding(input_ids)  # (B, T, dim)
+        if mask is not None:
+            mask = added_to_scores(mask, product_dtype(x))
         if self.position_embedding is not None:
             x = x + self.position_embedding(positions)
         x = self.embedding_dropout(x)
@@ -151,6 +156,22 @@ class GPT(nn.Module):
     def logits(self, features: Tensor) -> Tensor:
         """Unnormalised log-probabilities (..., vocab_size) of features (..., dim)."""
         return F.linear(features, self.token_embedding.weight) if self.head is None else self.head(features)
+
+    def loss(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        *,
+        document_ids: Tensor | None = None,
+        chunk_tokens: int | None = None,
+    ) -> Tensor:
+        """Mean cross entropy of `forward` against labels (B, T), -100 left out, without its logits in memory.
+
+        chunk_tokens: see `linear_cross_entropy`.
+        """
+        features = self.forward_features(input_ids, document_ids=document_ids)
+        weight = self.token_embedding.weight if self.head is None else self.head.weight
+        return linear_cross_entropy(features.flatten(0, 1), weight, labels.flatten(), chunk_tokens)
 
     def make_cache(self, batch_size: int, max_len: int) -> KVCache:
         """An empty cache for batch_size sequences of up to max_len tokens; its `length` counts them.

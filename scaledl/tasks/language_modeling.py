@@ -18,6 +18,8 @@ class LanguageModeling(Task):
 
     Where a batch says what `begins` (B,), each of its samples goes on from the state that the model had at the end of
     the batch before, without gradient: truncated back-propagation through time.
+
+    chunk_tokens: of a model with a `loss` of its own, which never holds all logits; see `linear_cross_entropy`.
     """
 
     def __init__(
@@ -25,8 +27,10 @@ class LanguageModeling(Task):
         model: ModelBuilder,
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[[Optimizer], Any] | None = None,
+        chunk_tokens: int | None = None,
     ):
         super().__init__(model, optimizer, scheduler)
+        self.chunk_tokens = chunk_tokens
         self._states: list[Any] = []  # of the streams of each micro-batch of a step
         self._micro_batch = 0
 
@@ -34,6 +38,9 @@ class LanguageModeling(Task):
         context = {"document_ids": batch["document_ids"]} if "document_ids" in batch else {}
         if "begins" in batch:
             context["cache"] = self._carried_into(batch)
+        elif hasattr(self.model, "loss"):
+            labels, chunk = batch["labels"], self.chunk_tokens
+            return {"loss": self.model.loss(batch["input_ids"], labels, chunk_tokens=chunk, **context)}  # type: ignore[operator]
         logits = self.model(batch["input_ids"], **context)  # (B, T, V)
         return {"loss": F.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())}
 

@@ -56,6 +56,16 @@ def test_a_transformer_that_accumulates_and_clips(train, reference, name: str) -
     assert_same(one, train(GPT, LAYOUTS[name]), 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "tied"),
+    [("ddp", "true"), ("fsdp", "true"), ("fsdp", "false"), ("deepspeed_3", "true"), ("deepspeed_3", "false")],
+)
+def test_a_loss_in_chunks(train, reference, name: str, tied: str) -> None:
+    """Against whole logits; the weight is gathered for the forward pass, inside a module or as an embedding's."""
+    words = [*GPT, f"model.tie_embeddings={tied}"]
+    assert_same(reference(words), train([*words, "task.chunk_tokens=20"], LAYOUTS[name]), 1e-5)
+
+
 @pytest.mark.parametrize("name", ["fsdp", "deepspeed_3"])
 def test_a_convolutional_network_with_momentum(train, reference, name: str) -> None:
     assert_same(reference(CNN), train(CNN, LAYOUTS[name]), 1e-5)

@@ -1,21 +1,24 @@
 """Initial weights depend on the seed and a module's name alone; wrapping changes no number."""
 
 import shutil
+from collections import Counter
+from functools import partial
 
 import pytest
 import torch
 from omegaconf import open_dict
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scaledl import build as builds
 from scaledl.config.compose import compose
 from scaledl.config.folders import CONF, options
-from scaledl.distributed.parallelize import ModelBuilder, blocks_of, initialize
+from scaledl.distributed.parallelize import Checkpointing, ModelBuilder, blocks_of, initialize
 from scaledl.models.gpt import GPT
 
 
-def make() -> nn.Module:
-    return GPT(vocab_size=11, max_seq_len=8, dim=16, depth=2, num_heads=2)
+def make(dropout: float = 0.0) -> nn.Module:
+    return GPT(vocab_size=11, max_seq_len=8, dim=16, depth=2, num_heads=2, dropout=dropout)
 
 
 def build(**arguments) -> nn.Module:
@@ -55,13 +58,64 @@ def test_meta_allocates_nothing() -> None:
     assert all(parameter.is_meta for parameter in ModelBuilder(make).on_meta().parameters())
 
 
-def test_activation_checkpointing_changes_no_number_and_no_name() -> None:
-    plain, checkpointed = build(), build(activation_checkpointing="full")
-    assert list(plain.state_dict()) == list(checkpointed.state_dict())
+@pytest.mark.parametrize("kind", ["selective", "full"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_activation_checkpointing_changes_no_number_and_no_name(kind: Checkpointing, dropout: float) -> None:
+    """Dropout too: what is computed again draws again what was drawn."""
+    recipe = partial(make, dropout=dropout)
+    plain, wrapped = (ModelBuilder(recipe, activation_checkpointing=name)() for name in ("none", kind))
+    assert list(plain.state_dict()) == list(wrapped.state_dict())
+    torch.manual_seed(3)
     loss, gradients = loss_and_gradients(plain)
-    other_loss, other_gradients = loss_and_gradients(checkpointed)
+    torch.manual_seed(3)
+    other_loss, other_gradients = loss_and_gradients(wrapped)
     assert torch.equal(loss, other_loss)
     assert all(torch.equal(gradients[name], other_gradients[name]) for name in gradients)
+
+
+class Count(TorchDispatchMode):
+    """How often each operation runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_selective_computes_again_what_is_cheap_and_nothing_else() -> None:
+    calls = {}
+    for kind in ("none", "selective", "full"):
+        model = build(activation_checkpointing=kind)
+        with Count() as count:
+            loss_and_gradients(model)
+        calls[kind] = count.calls
+    products, attention = "aten.addmm.default", "aten._scaled_dot_product_flash_attention_for_cpu.default"
+    cheap = ("aten.gelu.default", "aten.native_layer_norm.default")
+    for operation in (products, attention):
+        assert calls["none"][operation] == calls["selective"][operation] < calls["full"][operation]
+    for operation in cheap:
+        assert calls["none"][operation] < calls["selective"][operation] == calls["full"][operation]
+
+
+def kept_bytes(kind: Checkpointing) -> int:
+    """What the forward pass of five blocks leaves in memory, by the allocator."""
+    model = ModelBuilder(partial(GPT, 11, 64, dim=64, depth=5, num_heads=2), activation_checkpointing=kind)()
+    ids = torch.randint(0, 11, (4, 64))
+    with torch.profiler.profile(profile_memory=True) as profile:
+        loss = model(ids).square().mean()
+    kept = sum(event.self_cpu_memory_usage for event in profile.key_averages())
+    loss.backward()
+    return kept
+
+
+def test_what_is_kept_between_the_passes() -> None:
+    everything, selective, inputs = (kept_bytes(kind) for kind in ("none", "selective", "full"))
+    block_input = 4 * 64 * 64 * 4
+    assert inputs < 5 * block_input + 8 * block_input  # and what stands before and behind the blocks
+    assert inputs < selective < 0.8 * everything, (inputs, selective, everything)
 
 
 @pytest.mark.compile

@@ -394,3 +394,31 @@ def test_errors_name_value_and_way_out() -> None:
     small = model.make_cache(1, 4)
     with pytest.raises(ValueError, match=r"5 tokens do not fit.*max_len=4"):
         model(tokens(1, 5), cache=small)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("chunk_tokens", [7, None])
+def test_loss_is_cross_entropy_of_forward(flavour: str, chunk_tokens: int | None) -> None:
+    model, ids = make(**FLAVOURS[flavour]), tokens()
+    labels, documents = ids.roll(-1, 1).masked_fill(ids % 5 == 0, -100), (torch.arange(24) // 9).expand(2, -1)
+    logits = model(ids, document_ids=documents)
+    expected = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    found = model.loss(ids, labels, document_ids=documents, chunk_tokens=chunk_tokens)
+    torch.testing.assert_close(found, expected, atol=0, rtol=1e-6)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    ours, theirs = (torch.autograd.grad(loss, parameters) for loss in (found, expected))
+    for name, a, b in zip(names, ours, theirs, strict=True):
+        assert (a - b).norm() <= 1e-6 * max(b.norm(), 1.0), name
+
+
+def test_documents_cost_one_mask_for_all_blocks() -> None:
+    """Given a bool mask, scaled_dot_product_attention makes and keeps one of floats in every block."""
+    model, ids = make(**{**GPT2, "depth": 5}), tokens()
+    masks = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda _, __, named: masks.append(named["mask"]), with_kwargs=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(ids, document_ids=torch.zeros_like(ids))
+    assert len(masks) == 5
+    assert {mask.data_ptr() for mask in masks} == {masks[0].data_ptr()}
+    assert masks[0].dtype == torch.bfloat16

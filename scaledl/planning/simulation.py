@@ -94,7 +94,7 @@ def simulate(
     precision: str = "32-true",
     low_weights: bool = False,
     tensor_parallel_size: int = 1,
-    checkpointing: str = "none",
+    checkpointing: parallelize.Checkpointing = "none",
 ) -> Simulation:
     """A micro-batch forward and backward.
 
@@ -220,10 +220,9 @@ def _fake(tensor: Tensor, in_bf16: bool) -> Tensor:
     return torch.zeros(tensor.shape, dtype=dtype)
 
 
-def _wrap(model: nn.Module, checkpointing: str) -> None:
-    checkpointed = getattr(parallelize, "checkpointed", lambda block, kind: parallelize.checkpoint_wrapper(block))
+def _wrap(model: nn.Module, checkpointing: parallelize.Checkpointing) -> None:
     for parent, name, block in parallelize._blocks(model) if checkpointing != "none" else ():
-        setattr(parent, name, checkpointed(block, checkpointing))
+        setattr(parent, name, parallelize.checkpointed(block, checkpointing))
 
 
 class _Recorder(TorchDispatchMode):

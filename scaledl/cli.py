@@ -158,6 +158,15 @@ def _add_training(verbs: Any, composed: argparse.ArgumentParser) -> None:
     imported.add_argument("source", metavar="FOLDER_OR_NAME", help="a folder, or a name on the Hugging Face Hub")
     imported.add_argument("--to", type=Path, metavar="RUN", help="default: runs/imported/<its name>")
     imported.add_argument("overrides", nargs="*", help="settings for a `scaledl resume` of it")
+    plan = verbs.add_parser("plan", parents=[composed], help="memory, time and cost on devices that are not here")
+    plan.add_argument("overrides", nargs="*")
+    plan.add_argument("--gpus", type=_number(int, 1), required=True, metavar="N", help="how many devices")
+    plan.add_argument("--gpu", required=True, metavar="NAME", help="h100, a100, l4, ...; cpu: memory only")
+    plan.add_argument("--gpus-per-node", type=_number(int, 1), metavar="N", help="default: what is usual for them")
+    plan.add_argument("--inter-node", type=_number(float, 0), metavar="GB/s", help="a device's share of the network")
+    plan.add_argument("--tokens", type=_count, metavar="N", help="to train on: 300B (default: the config's steps)")
+    plan.add_argument("--price", type=_number(float, 0), metavar="P", help="of a device and hour")
+    plan.add_argument("--json", type=Path, metavar="FILE", help="write the plan there")
     find_lr = verbs.add_parser(
         "find-lr", parents=[composed], help="train a little with growing learning rates, and suggest one"
     )
@@ -253,6 +262,14 @@ def _number(kind: type, low: float, high: float = math.inf) -> Callable[[str], f
     return read
 
 
+def _count(word: str) -> float:
+    """300B, 1.5T, 2e9"""
+    value = float(word.rstrip("KMBT")) * {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}.get(word[-1:], 1)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{word} is no number of tokens")
+    return value
+
+
 def _train(arguments: argparse.Namespace) -> int:
     folders, words = _folders(arguments), arguments.overrides
     if arguments.multirun and arguments.trial is None:
@@ -319,6 +336,15 @@ def _prepare(arguments: argparse.Namespace) -> int:
     made = f"; made at {speed}" if (speed := data.speed()) else ""
     splits = ", ".join(f"{len(split):,} {name} samples" for name, split in data.splits())
     print(f"{data.describe()}: {splits}{made}")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    folders = _folders(arguments)
+    from scaledl.plan import Cluster, plan
+
+    cluster = Cluster.of(arguments.gpus, arguments.gpu, arguments.gpus_per_node, arguments.inter_node, arguments.price)
+    plan(arguments.overrides, folders, _allowed(arguments), cluster, arguments.tokens, arguments.json)
     return 0
 
 
@@ -489,6 +515,7 @@ _VERBS = {
     "show": _show,
     "prepare": _prepare,
     "import": _import,
+    "plan": _plan,
     "find-lr": _find_lr,
     "find-batch": _find_batch,
     "evaluate": _evaluate,

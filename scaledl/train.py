@@ -228,7 +228,8 @@ def _facts_after(trainer: pl.Trainer, data: Any, run_dir: Path, seconds: float) 
         "train_seconds": throughput.train_seconds if throughput else None,
         "total_seconds": seconds,
         "throughput": {name: rates.get(name) for name in ("samples_per_second", "tokens_per_second")},
-        "mfu": None,
+        "mfu": throughput.mfu if throughput else None,
+        "flops_per_sample": throughput.flops_per_sample if throughput else None,
         "peak_memory_bytes": {
             "host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
             "device": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,

@@ -50,6 +50,8 @@ class Metrics(pl.Callback):
             if isinstance(callback, Throughput):
                 train |= {f"perf/{name}": value for name, value in callback.rates.items()}
                 train["perf/train_seconds"] = callback.train_seconds
+                if callback.mfu is not None:
+                    train["perf/mfu"] = callback.mfu
         self.record(trainer, train)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Task) -> None:  # type: ignore[override]

@@ -72,6 +72,8 @@ class Progress(pl.Callback):
                 parts = [f"{value:,.0f} {name.replace('_per_second', '/s')}" for name, value in callback.rates.items()][
                     -1:
                 ] + parts
+                if callback.mfu is not None:
+                    parts.insert(0, f"{callback.mfu:.1%} MFU")
             if isinstance(callback, Metrics) and "train/loss" in callback.last:
                 parts.append(f"train/loss {callback.last['train/loss']:.4f}")
         parts.reverse()

@@ -220,8 +220,8 @@ def check_served(task: Task, strategy: RunState, data: Data) -> None:
     model = task.model_builder.on_meta()
     if strategy.tensor_parallel_size > 1 and is_adapted(model):
         raise ValueError(
-            f"strategy={name} cannot serve lora, which needs whole matrices: tensor parallelism divides those that it adds "
-            "to; strategy=fsdp can"
+            f"strategy={name} cannot serve lora, which needs whole matrices: tensor parallelism divides those "
+            "that it adds to; strategy=fsdp can"
         )
     if strategy.tensor_parallel_size > 1:
         for block in blocks_of(model) or [model]:

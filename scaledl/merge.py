@@ -6,11 +6,13 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from scaledl import checkpoint, run_directory
+from scaledl.config.resolvers import WANDB_ID
 from scaledl.distributed import storage
 from scaledl.distributed.pieces import Pieces
 from scaledl.layers.lora import merged
 
-_OF_TRAINING = {run_directory.RESOLVED, run_directory.LINKED, run_directory.SUMMARY, run_directory.MODEL, "wandb_id"}
+_CONFIGS = run_directory.RESOLVED, run_directory.LINKED
+_OF_TRAINING = {*_CONFIGS, run_directory.SUMMARY, run_directory.MODEL, WANDB_ID}
 
 
 def merge(run_dir: Path, which: str, to: Path) -> Path:
@@ -23,9 +25,7 @@ def merge(run_dir: Path, which: str, to: Path) -> Path:
         ValueError: the run has no adapters, or `to` exists.
     """
     chosen = checkpoint.choose(run_dir, which)
-    configs = {
-        name: run_directory.load_config(run_dir, name) for name in (run_directory.RESOLVED, run_directory.LINKED)
-    }
+    configs = {name: run_directory.load_config(run_dir, name) for name in _CONFIGS}
     lora = configs[run_directory.RESOLVED].get("lora")
     if not lora:
         raise ValueError(f"{run_dir} was trained without lora; there is nothing to merge")

@@ -1,4 +1,4 @@
-"""Conversations as token ids, with a mask of what the assistant says: the one place that knows how a chat is written."""
+"""How a chat is written: conversations as token ids, with a mask of what the assistant says."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Conversations for supervised fine-tuning: from a file, the Hugging Face Hub, or made of the library's documentation."""
+"""Conversations to learn from: of a file, the Hugging Face Hub, or made of the library's documentation."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from scaledl.data import checks
 from scaledl.data.base import BatchDataset, Data
 from scaledl.data.chat import ChatTemplate
 from scaledl.data.documentation import questions
-from scaledl.data.tokenizer import FILE, SavedTokenizer, Tokenizer, load_tokenizer
+from scaledl.data.tokenizer import FILE, Tokenizer, load_tokenizer
 
 IGNORED = -100  # the label that torch's cross-entropy leaves out
 Row = dict[str, Any]

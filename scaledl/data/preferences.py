@@ -12,7 +12,7 @@ from scaledl.data.tokenizer import Tokenizer
 
 
 class Preferences:
-    """`input_ids` and `labels` (B, 2, T) of chosen and rejected answers: as of `Conversations`, padded to the longest."""
+    """`input_ids` and `labels` (B, 2, T) of chosen and rejected answers, each as of `Conversations`."""
 
     def __init__(self, chosen: Conversations, rejected: Conversations):
         self.sides = chosen, rejected

@@ -203,7 +203,7 @@ class RunState(Strategy):
     def load_matching(self, folder: Path, lora_scale: float) -> tuple[int, int]:
         """Put a checkpoint's weights of equal name and size into the model; how many of how many tensors they are.
 
-        A frozen copy of the model, called `reference`, gets the same. Adapters are not copied but merged: W + scale · B A.
+        A frozen copy of the model, called `reference`, gets the same. Adapters are not copied but merged.
         """
         kind, saved = "ema/" if _holds_average(folder) else "weights/", storage.sizes(folder)
         tensors = self.state_tensors(("weights",))

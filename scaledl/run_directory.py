@@ -12,7 +12,7 @@ from scaledl import atomic
 RESOLVED, LINKED, SUMMARY, MODEL = "config.yaml", "composed.yaml", "summary.json", "model.txt"
 
 # What decides the numbers of a run; the rest (length, saving, logging, batches' split, ranks) may change on the way.
-_FIXED = ("model", "task", "data", "optimizer", "scheduler", "seed", "federation")
+_FIXED = ("model", "task", "data", "optimizer", "scheduler", "seed", "federation", "lora")
 _FREE = {
     "data": ("micro_batch_size", "num_workers", "cache_dir", "num_proc"),
     "scheduler": ("max_steps",),

@@ -21,11 +21,11 @@ def broken_rules(config: DictConfig) -> list[str]:
 
 
 def _nodes_have_targets(config: DictConfig) -> list[str]:
-    single = ("data", "model", "task", "optimizer", "scheduler", "strategy", "trainer", "checkpoint")
+    single = ("data", "model", "task", "optimizer", "scheduler", "strategy", "trainer", "checkpoint", "lora")
     nodes = {group: config.get(group) for group in single}
     for group in ("callbacks", "logger"):
         nodes |= {f"{group}.{name}": node for name, node in (config.get(group) or {}).items()}
-    may_be_null = {path for path in nodes if "." in path} | {"scheduler"}
+    may_be_null = {path for path in nodes if "." in path} | {"scheduler", "lora"}
     return [
         f"{path}: {node!r} is no object; it must name its class as _target_"
         for path, node in nodes.items()

@@ -32,3 +32,4 @@ class Root:
     run_id: str
     run_dir: str
     federation: Node = None  # absent from configs of a central run
+    lora: Node = None

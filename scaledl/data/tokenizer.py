@@ -58,6 +58,10 @@ class Tokenizer(ABC):
     def encode_all(self, texts: list[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
 
+    def special_id(self, name: str) -> int | None:
+        """The id of a special token, which no text is encoded as."""
+        return None
+
     def describe(self) -> dict[str, Any]:
         return self.settings() | {"vocab_size": self.vocab_size, "eos_id": self.eos_id}
 
@@ -141,6 +145,13 @@ class SubwordTokenizer(Tokenizer):
     def encode_all(self, texts: list[str]) -> list[np.ndarray]:
         encoded = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(each.ids, dtype=np.int64) for each in encoded]
+
+    def special_id(self, name: str) -> int | None:
+        return self._special.get(name)
+
+    @cached_property
+    def _special(self) -> dict[str, int]:
+        return {token.content: i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self.backend.decode([i for i in np.asarray(ids).tolist() if i != self.eos_id], skip_special_tokens=True)
@@ -292,11 +303,13 @@ class SavedTokenizer(Tokenizer):
 
     kind = "saved"
 
-    def __init__(self, path: str):
+    def __init__(self, path: str | None):
         self.path = path
 
     @cached_property
     def saved(self) -> Tokenizer:
+        if self.path is None:
+            raise ValueError("data.tokenizer.path=null: give the run whose tokenizer this is, or init_from=RUN")
         return load_tokenizer(Path(self.path).expanduser())
 
     def settings(self) -> dict[str, Any]:
@@ -312,6 +325,9 @@ class SavedTokenizer(Tokenizer):
 
     def encode_all(self, texts: list[str]) -> list[np.ndarray]:
         return self.saved.encode_all(texts)
+
+    def special_id(self, name: str) -> int | None:
+        return self.saved.special_id(name)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self.saved.decode(ids)

@@ -35,6 +35,7 @@ class ModelBuilder:
         seed: of the initial weights.
         compile: torch.compile each block.
         activation_checkpointing: what the backward pass computes again, see `checkpointed`.
+        adapt: changes the model that was made, in place, before anything else (LoRA).
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class ModelBuilder:
         seed: int = 0,
         compile: bool = False,
         activation_checkpointing: Checkpointing = "none",
+        adapt: Callable[[nn.Module], None] | None = None,
     ):
         self.make, self.seed, self.compile, self.activation_checkpointing = (
             make,
@@ -50,11 +52,15 @@ class ModelBuilder:
             compile,
             activation_checkpointing,
         )
+        self.adapt = adapt
 
     def on_meta(self) -> nn.Module:
         """The model without memory, for its shapes and counts."""
         with torch.device("meta"):
-            return self.make()
+            model = self.make()
+        if self.adapt is not None:
+            self.adapt(model)
+        return model
 
     def __call__(
         self,

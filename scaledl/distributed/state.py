@@ -7,7 +7,7 @@ weights are then pieces of the same kind.
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,10 @@ class RunState(Strategy):
         """Where tensors that are laid out as the masters lie, by the parameter's name. None: nothing there."""
         found = zip(self.names(), tensors, strict=True)
         return {name: Pieces.of(tensor) for (name,), tensor in found if tensor is not None}
+
+    def piece_of_frozen(self, parameter: nn.Parameter) -> Pieces:
+        """What this rank holds of a parameter that is not trained, and so is no master."""
+        return Pieces.of(parameter)
 
     def whole(self, parameter: Tensor) -> Tensor:
         """All of a parameter, on every rank; all ranks ask together."""
@@ -196,22 +200,38 @@ class RunState(Strategy):
             storage.load(folder, renamed)
         self.refresh()
 
-    def load_matching(self, folder: Path) -> tuple[int, int]:
-        """Put a checkpoint's weights of equal name and size into the model; how many of how many tensors they are."""
+    def load_matching(self, folder: Path, lora_scale: float) -> tuple[int, int]:
+        """Put a checkpoint's weights of equal name and size into the model; how many of how many tensors they are.
+
+        A frozen copy of the model, called `reference`, gets the same. Adapters are not copied but merged.
+        """
         kind, saved = "ema/" if _holds_average(folder) else "weights/", storage.sizes(folder)
-        ours = {name.replace("weights/", kind, 1): p for name, p in self.state_tensors(("weights",)).items()}
-        found = {name: pieces for name, pieces in ours.items() if saved.get(name) == pieces.size}
+        tensors = self.state_tensors(("weights",))
+        filled = 0
         with torch.no_grad():
-            storage.load(folder, found)
+            for copies in (False, True):
+                ours = {
+                    name.replace("weights/reference.", "weights/model.").replace("weights/", kind, 1): pieces
+                    for name, pieces in tensors.items()
+                    if name.startswith("weights/reference.") == copies
+                }
+                found = {
+                    name: pieces
+                    for name, pieces in ours.items()
+                    if saved.get(name) == pieces.size and not name.endswith((".lora_a", ".lora_b"))
+                }
+                storage.load(folder, found)
+                _add_products(folder, found, saved, lora_scale)
+                filled += len(found)
         self.refresh()
-        return len(found), len(ours)
+        return filled, len(tensors)
 
     def _state_optimizers(self) -> list[Optimizer]:
         return self.optimizers
 
     def _fixed(self) -> dict[str, Pieces]:
         """What belongs to the model and is not trained: frozen parameters and persistent buffers."""
-        frozen = {name: Pieces.of(p) for p, name in names_of(self._task).items() if not p.requires_grad}
+        frozen = {name: self.piece_of_frozen(p) for p, name in names_of(self._task).items() if not p.requires_grad}
         trained = set(names_of(self._task).values())
         for name, value in self._task.state_dict().items():
             if name not in trained and name not in frozen and isinstance(value, Tensor):
@@ -268,6 +288,8 @@ class RunState(Strategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         plain = storage.load_plain(Path(checkpoint_path))
+        if "lr" not in plain:
+            raise ValueError(f"{checkpoint_path} holds weights alone; init_from=RUN begins a training with them")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*lr_scheduler.step.*before.*optimizer.step.*")
             self.load_tensors(Path(checkpoint_path))
@@ -294,6 +316,19 @@ def _over_samples(held: list[tuple[int, Tensor]], samples: int) -> Pieces:
     """Tensors (depth, n, dim) as parts of one over all samples of the global batch."""
     depth, _, dim = held[0][1].shape
     return Pieces(torch.Size((depth, samples, dim)), held[0][1].dtype, [((0, at, 0), tensor) for at, tensor in held])
+
+
+def _add_products(folder: Path, weights: dict[str, Pieces], saved: Collection[str], scale: float) -> None:
+    """Merge a checkpoint's adapters (layers/lora.py) into the pieces of their layers' weights."""
+    for name, pieces in weights.items():
+        layer = name.removesuffix(".weight")
+        if f"{layer}.lora_a" in saved:
+            found = storage.load_whole(folder, f"{layer}.lora_")
+            a, b = found[f"{layer}.lora_a"].float(), found[f"{layer}.lora_b"].float()
+            for (row, column), part in pieces.parts:
+                rows, columns = part.shape
+                product = b[row : row + rows] @ a[:, column : column + columns]
+                part.copy_(part.float() + scale * product.to(part.device))
 
 
 def _holds_average(folder: Path) -> bool:

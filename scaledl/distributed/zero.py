@@ -151,6 +151,14 @@ class DeepSpeed(RunState, DeepSpeedStrategy):
             assert index < len(self.masters())
         return found
 
+    def piece_of_frozen(self, parameter: Any) -> Pieces:
+        if self.stage != 3:
+            return Pieces.of(parameter)
+        share = parameter.ds_tensor  # flat, and of equal size on all ranks: the last ones' may end in padding
+        start = min(self.global_rank * share.numel(), parameter.ds_numel)
+        count = min(share.numel(), parameter.ds_numel - start)
+        return Pieces.of_range(parameter.ds_shape, start, share.narrow(0, 0, count))
+
     def whole(self, parameter: Tensor) -> Tensor:
         if self.stage != 3:
             return parameter.detach()

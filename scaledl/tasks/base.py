@@ -67,9 +67,13 @@ class Task(pl.LightningModule):
 
     def configure_model(self) -> None:
         if self.model is None:
-            strategy = self.trainer.strategy if self._trainer is not None else None
-            split, shard = getattr(strategy, "split", None), getattr(strategy, "shard", None)
-            self.model = self.model_builder(split=split, shard=shard)
+            self.model = self.built()
+
+    def built(self) -> nn.Module:
+        """A model as the strategy wants it."""
+        strategy = self.trainer.strategy if self._trainer is not None else None
+        split, shard = getattr(strategy, "split", None), getattr(strategy, "shard", None)
+        return self.model_builder(split=split, shard=shard)
 
     def configure_optimizers(self) -> dict[str, Any]:
         by_use = "hidden_groups" in needs_of(self.make_optimizer)

@@ -1,0 +1,67 @@
+"""How a chat is written: conversations as token ids, with a mask of what the assistant says."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from scaledl.data.tokenizer import Tokenizer
+
+_MARKERS = re.compile(r"(<\|\w+\|>)")
+Message = Mapping[str, str]  # role and content
+
+
+class ChatTemplate:
+    """How messages become a sequence: begin, then of each message before, content, end, after.
+
+    A marker such as <|user|> is one id where the tokenizer has a special token of that name, else its text. What a
+    message contains is text only, so that nobody can write a special token into it.
+
+    Args:
+        begin: of a conversation.
+        before: of a message; {role} stands for who speaks.
+        end: what the assistant learns to end its messages with; null: the tokenizer's end of a document.
+        after: between the end of a message and the next.
+    """
+
+    def __init__(
+        self, begin: str = "", before: str = "<|{role}|>\n", end: str | None = None, after: str = "\n"
+    ) -> None:
+        self.begin, self.before, self.end, self.after = begin, before, end, after
+
+    def end_ids(self, tokenizer: Tokenizer) -> list[int]:
+        return [tokenizer.eos_id] if self.end is None else _marked(tokenizer, self.end)
+
+    def encode(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (n,) of a conversation, and (n,) which of them the assistant writes: its words and their end."""
+        ids, answers = _marked(tokenizer, self.begin), [False] * len(_marked(tokenizer, self.begin))
+        for message in messages:
+            own = message["role"] == "assistant"
+            parts = (
+                (_marked(tokenizer, self.before.format(role=message["role"])), False),
+                (tokenizer.encode(message["content"]).tolist(), own),
+                (self.end_ids(tokenizer), own),
+                (_marked(tokenizer, self.after), False),
+            )
+            for part, counts in parts:
+                ids += part
+                answers += [counts] * len(part)
+        return np.array(ids, dtype=np.int64), np.array(answers, dtype=bool)
+
+    def prompt(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+        """Ids of a conversation that the assistant is to go on with."""
+        ids, _ = self.encode(tokenizer, messages)
+        return ids.tolist() + _marked(tokenizer, self.before.format(role="assistant"))
+
+    def texts(self, messages: Sequence[Message]) -> str:
+        """What a tokenizer that is trained on conversations learns from one."""
+        every = (f"{self.before.format(role=m['role'])}{m['content']}{self.after}" for m in messages)
+        return self.begin + "".join(every)
+
+
+def _marked(tokenizer: Tokenizer, text: str) -> list[int]:
+    ids: list[int] = []
+    for part in filter(None, _MARKERS.split(text)):
+        known = tokenizer.special_id(part)
+        ids += tokenizer.encode(part).tolist() if known is None else [known]
+    return ids

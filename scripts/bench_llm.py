@@ -156,7 +156,7 @@ def unequal(losses: dict[str, list[float]], precision: str) -> list[str]:
     found = []
     for name in others:
         gaps = [abs(a - b) for a, b in zip(losses[reference], losses[name], strict=True)]
-        if not (gaps[0] <= at_first and max(gaps) <= at_any):  # a NaN is no equal either
+        if not (gaps[0] <= at_first and all(gap <= at_any for gap in gaps)):  # so a NaN is not equal either
             found.append(
                 f"{name}: loss {losses[name][0]:.5f} to {losses[name][-1]:.5f}, {reference}: "
                 f"{losses[reference][0]:.5f} to {losses[reference][-1]:.5f}; largest gap {max(gaps):.1e}"
@@ -266,7 +266,7 @@ def main() -> None:
     environment["CUDA_VISIBLE_DEVICES"] = (
         "" if arguments.device == "cpu" else os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     )
-    gpu = has_gpu(environment)
+    gpu = arguments.device != "cpu" and has_gpu(environment)
     dim, depth, num_heads, vocab_size, on_cpu, on_gpu = SIZES[arguments.size]
     seq_len, batch = on_gpu if gpu else on_cpu
     job = {
@@ -309,7 +309,11 @@ def main() -> None:
                     highlight=False,
                 )
 
-    problems = unequal({name: found[0]["losses"] for name, found in rounds.items()}, str(job["precision"]))
+    problems = [
+        problem
+        for turn in range(arguments.rounds)
+        for problem in unequal({name: found[turn]["losses"] for name, found in rounds.items()}, str(job["precision"]))
+    ]
     if problems:
         sys.exit("bench_llm: the losses are not equal, so speeds mean nothing\n" + "\n".join(problems))
     results = {name: summarized(found, job) for name, found in rounds.items()}

@@ -66,7 +66,7 @@ class Routes:
     """
 
     def __init__(self, held: list[list[Place]], rank: int):
-        self.ranks, self.rank, self.mine = len(held), rank, held[rank]
+        self.ranks, self.rank = len(held), rank
         self.owner = owners_of({place.name: place.size for places in held for place in places}, self.ranks)
         holders: dict[tuple[str, tuple[int, ...]], dict[int, Place]] = defaultdict(dict)
         for holder, places in enumerate(held):
@@ -74,7 +74,10 @@ class Routes:
                 holders[place.name, place.offsets][holder] = place
         self.kept: list[Place] = []  # of what this rank owns, what it holds itself
         # By the other rank, and there in the order of names, which is every rank's.
-        self.parts_to, self.parts_from, self.results_to, self.results_from = ([[] for _ in held] for _ in range(4))
+        self.parts_to: list[list[Place]] = [[] for _ in held]
+        self.parts_from: list[list[Place]] = [[] for _ in held]
+        self.results_to: list[list[Place]] = [[] for _ in held]
+        self.results_from: list[list[Place]] = [[] for _ in held]
         self.moves_parts = False
         for name, offsets in sorted(holders):
             found, owner = holders[name, offsets], self.owner[name]
@@ -127,6 +130,7 @@ class Owners:
         names = sorted(whole)
         results = dict(zip(names, compute([whole.pop(name) for name in names]), strict=True))
         parts = [[place.inside(results[place.name]) for place in places] for places in routes.results_to]
+        shared: Iterator[tuple[Place, Tensor]]
         if routes.ranks == 1:
             shared = zip(routes.results_from[0], parts[0], strict=True)
         elif routes.copies:

@@ -74,7 +74,7 @@ def test_every_owner_gets_each_element_once_and_every_holder_its_result(held: li
             for sent, expected in (("parts_to", "parts_from"), ("results_to", "results_from")):
                 there, here = (getattr(routes[x], which)[y] for x, which, y in ((a, sent, b), (b, expected, a)))
                 assert [(p.name, p.offsets, p.shape) for p in there] == [(p.name, p.offsets, p.shape) for p in here]
-        assert sorted(map(str, routes[a].mine)) == sorted(str(p) for of in routes[a].results_from for p in of)
+        assert sorted(map(str, places(held[a]))) == sorted(str(p) for of in routes[a].results_from for p in of)
     got = {name: torch.zeros(size, dtype=torch.int64) for name, size in SIZES.items()}
     for rank in ranks:
         for place in [*routes[rank].kept, *(p for of in routes[rank].parts_from for p in of)]:

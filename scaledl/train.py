@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from scaledl import atomic, build, checkpoint, run_directory
+from scaledl import atomic, build, checkpoint, host_memory, run_directory
 from scaledl.callbacks.init_from import InitFrom
 from scaledl.callbacks.metrics import Metrics
 from scaledl.callbacks.preemption import Preempted
@@ -89,6 +89,8 @@ def _check_not_lost(run_dir: Path, every_n_steps: int) -> None:
 def run(config: DictConfig) -> float | None:
     """Build, fit and evaluate a valid config."""
     quiet()
+    if not torch.cuda.is_available():
+        host_memory.keep_freed()
     started = time.time()
     console = Console()
     run_dir = Path(config.run_dir)

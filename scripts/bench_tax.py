@@ -47,8 +47,7 @@ def bare_loop(config: DictConfig) -> Iterator[torch.Tensor]:
     ]  # one order of summing
     for indices in TrainBatches(len(train_set), data.global_batch_size, data.global_batch_size, seed=data.seed):
         batch = {name: tensor.to(device) for name, tensor in train_set.__getitems__(indices).items()}
-        logits = model(batch["input_ids"])
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())
+        loss = model.loss(batch["input_ids"], batch["labels"])  # type: ignore[operator]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, config.trainer.gradient_clip_val, foreach=True)
         optimizer.step()

@@ -36,7 +36,10 @@ def global_norm(gradients: list[Tensor]) -> Tensor:
 
 def clip(gradients: list[Tensor], norm: Tensor, max_norm: float) -> None:
     """Scale gradients of this norm down to max_norm, in place (Pascanu et al. 2013)."""
-    torch._foreach_mul_([local(gradient) for gradient in gradients], (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    if scale.device.type == "cpu" and scale == 1:  # a device would have to be waited for
+        return
+    torch._foreach_mul_([local(gradient) for gradient in gradients], scale)
 
 
 def skip_if(bad: Tensor, optimizer: Optimizer, parameters: list[Tensor]) -> None:

@@ -100,3 +100,28 @@ def test_what_is_saved_in_the_background_is_the_state_of_its_step(run: Launch, s
 def test_fsdp_keeps_its_shards_on_the_host(run: Launch) -> None:
     single, offloaded = run("single", "strategy=single"), run("host", "strategy=fsdp", "strategy.cpu_offload=true")
     assert losses_of(offloaded) == pytest.approx(losses_of(single), rel=1e-5)
+
+
+NO_WAIT = """import lightning.pytorch as pl
+import torch
+
+class NoWait(pl.Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step >= 3:  # the first steps allocate, and the first one is logged
+            torch.cuda.set_sync_debug_mode("error")
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        torch.cuda.set_sync_debug_mode("default")
+"""
+
+
+@pytest.mark.parametrize("words", [[], ["task.chunk_tokens=50", "activation_checkpointing=selective"]])
+@pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp"])
+def test_a_step_does_not_wait_for_the_device(
+    run: Launch, environment: dict[str, str], tmp_path: Path, strategy: str, words: list[str]
+) -> None:
+    """DeepSpeed's own step reads its norm."""
+    (tmp_path / "mine.py").write_text(NO_WAIT)
+    environment["PYTHONPATH"] += f":{tmp_path}"
+    quiet = ["trainer.log_every_n_steps=100", "trainer.limit_val_batches=0", "checkpoint.every_n_steps=100"]
+    run("free", f"strategy={strategy}", *words, *quiet, "--allow", "mine", "callbacks.free._target_=mine.NoWait")

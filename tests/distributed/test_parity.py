@@ -67,6 +67,11 @@ def test_a_loss_in_chunks(train, reference, name: str, tied: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["fsdp", "deepspeed_3"])
+def test_what_is_computed_again_is_gathered_again(train, reference, name: str) -> None:
+    assert_same(reference(GPT), train([*GPT, "activation_checkpointing=selective"], LAYOUTS[name]), 1e-5)
+
+
+@pytest.mark.parametrize("name", ["fsdp", "deepspeed_3"])
 def test_a_convolutional_network_with_momentum(train, reference, name: str) -> None:
     assert_same(reference(CNN), train(CNN, LAYOUTS[name]), 1e-5)
 

@@ -60,6 +60,18 @@ def test_a_label_of_minus_100_counts_nothing() -> None:
     assert task.weight(batch).item() == 2
 
 
+def test_the_models_own_loss_takes_chunks() -> None:
+    task = gpt()
+    batch = {"input_ids": torch.tensor([[0, 1, 2, 3]]), "labels": torch.tensor([[1, 2, 3, -100]])}
+    logits = task.model(batch["input_ids"])
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+    for task.chunk_tokens in (None, 3):
+        torch.testing.assert_close(task.objective(batch)["loss"], expected, atol=0, rtol=1e-6)
+    task.chunk_tokens = 0
+    with pytest.raises(ValueError, match="chunk_tokens=0"):
+        task.objective(batch)
+
+
 def test_the_loss_is_taken_in_fp32() -> None:
     task = gpt().bfloat16()
     batch = {"input_ids": torch.tensor([[0, 1]]), "labels": torch.tensor([[1, 2]])}

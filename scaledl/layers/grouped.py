@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
 
 
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
@@ -63,3 +64,13 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  
 
 
 _linear.register_autograd(_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
+
+
+@register_flop_formula([torch.ops.scaledl.grouped_linear])
+def _linear_flops(x: torch.Size, weight: torch.Size, *_: object, **__: object) -> int:
+    return 2 * x[0] * x[1] * weight[1]
+
+
+@register_flop_formula([torch.ops.scaledl.grouped_outer])
+def _outer_flops(y: torch.Size, x: torch.Size, *_: object, **__: object) -> int:
+    return 2 * y[0] * y[1] * x[1]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from scaledl.layers.feedforward import FeedForward
 from scaledl.layers.grouped import grouped_linear
@@ -199,6 +200,16 @@ def test_grouped_products_and_their_gradients() -> None:
     x.requires_grad_(), weight.requires_grad_()
     assert torch.autograd.gradcheck(grouped_linear, (x, weight, ends))
     torch.library.opcheck(torch.ops.scaledl.grouped_linear, (x, weight, ends))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_operations_are_counted_with_memory_and_without(device: str) -> None:
+    moe, x = make(activation="swiglu").to(device), tokens().to(device).requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        moe(x).sum().backward()
+    experts = 3 * 2 * 21 * 2 * 16 * 24  # three matrices, for each token's two experts
+    routers = 2 * 21 * 16 * 6
+    assert counter.get_total_flops() == 3 * (experts + routers)  # forward, backward for inputs and for weights
 
 
 @pytest.mark.parametrize("balance", ["bias", "loss"])

@@ -39,7 +39,9 @@ def test_a_language_model(name: str, tmp_path: Path) -> None:
     else:
         sizes: dict[str, Any] = {"vocab_size": 257, "num_hidden_layers": 2, "num_attention_heads": 4}
         sizes |= {"hidden_size": 32, "intermediate_size": 56, "num_key_value_heads": 2, "max_position_embeddings": 48}
-        own = {"mistral": {"sliding_window": 7}, "qwen3_moe": {"moe_intermediate_size": 24, "num_experts": 4}}[name]
+        own = {"mistral": {"sliding_window": 7}, "qwen3_moe": {"moe_intermediate_size": 24, "num_experts_per_tok": 2}}[
+            name
+        ]
         config = transformers.AutoConfig.for_model(name, **sizes, **own)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained("there")
     for file, text in files_of(ByteTokenizer(), 48).items():

@@ -106,6 +106,10 @@ def _arguments(config: DictConfig) -> dict[str, Any]:
             f"a {target.rpartition('.')[2]} has no class in transformers that we write; only scaledl.models.gpt.GPT "
             "does (--format torch_export writes any model)"
         )
+    if config.get("lora"):
+        raise ValueError(
+            "the run's adapters (lora) stand beside its weights; `scaledl merge` it first, then export that"
+        )
     return arguments
 
 
@@ -122,7 +126,18 @@ def _write_program(folder: Path, run_dir: Path, which: str, dtype: str | None, a
     inputs, others = (_inputs_of(task, dataset.__getitems__(np.arange(n))) for n in (2, 3))
     shapes = tuple(_dynamic(tensor, task.model) for tensor in inputs)
     with torch.no_grad():
-        program = torch.export.export(task.model, inputs, dynamic_shapes=shapes)
+        try:
+            program = torch.export.export(task.model, inputs, dynamic_shapes=shapes)
+        except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
+            raise ValueError(
+                f"torch.export cannot write {type(task.model).__name__} for batches of any size: "
+                f"{next(iter(str(error).splitlines()), type(error).__name__)}"
+            ) from error
+        own = sorted({str(node.target) for node in program.graph.nodes if str(node.target).startswith("scaledl.")})
+        if own:
+            raise ValueError(
+                f"{type(task.model).__name__} computes by {', '.join(own)}, which no program elsewhere has"
+            )
         torch.export.save(program, folder / PROGRAM)
         again = torch.export.load(folder / PROGRAM).module()
         others = tuple(

@@ -59,13 +59,13 @@ def wandb_id(run_dir: str) -> str | None:
     return kept.read_text() if kept.is_file() and not wandb_offline() else None
 
 
-def of_run(run_dir: str, node: str) -> Any:
-    """A node of another run's config, such as `${of_run:${init_from},model}`."""
+def of_run(run_dir: str | None, node: str) -> Any:
+    """A node of another run's config: `${of_run:${init_from},model}` is the model that is gone on with."""
+    if run_dir is None:
+        raise ValueError(f"the {node} is that of another run: give its directory, init_from=RUN")
     path = Path(run_dir).expanduser() / "config.yaml"
     if not path.is_file():
-        raise ValueError(
-            f"{run_dir} is no run directory (it holds no config.yaml); runs lie in runs/<experiment>/<run_id>"
-        )
+        raise ValueError(f"{run_dir} is no run directory (no config.yaml); runs lie in runs/<experiment>/<run_id>")
     return OmegaConf.select(OmegaConf.load(path), node)
 
 

@@ -109,8 +109,9 @@ def matches(model_type: str, ours: Mapping[str, Tensor], there: Collection[str] 
 
 
 def _as_stored(name: str, layout: Layout, there: Collection[str]) -> str:
-    others = (name.removeprefix(layout.base), name.replace(".block_sparse_moe.", ".mlp."))
-    return next((each for each in (name, *others) if each in there), name)
+    stacked = name.replace(".block_sparse_moe.", ".mlp.")
+    others = (name, stacked, name.removeprefix(layout.base), stacked.removeprefix(layout.base))
+    return next((each for each in others if each in there), name)
 
 
 def _matches(model_type: str, layout: Layout, ours: Mapping[str, Tensor], fused: bool) -> list[Match]:

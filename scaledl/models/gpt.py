@@ -243,7 +243,9 @@ class GPT(nn.Module):
 
     def _mask(self, positions: Tensor, end: int, document_ids: Tensor | None) -> Tensor | None:
         """None where attention's own causal path, or a single token that sees all the cache, needs no mask."""
-        window = None if self.window is None or self.window >= end else self.window
+        # An exported program is for all sizes: there the comparison, which would be made once, is left out.
+        seen_whole = self.window is None or (not torch.compiler.is_exporting() and self.window >= end)
+        window = None if seen_whole else self.window
         chunk_after_cache = 1 < positions.shape[0] < end  # len() would fix the size in an exported program
         if window is None and document_ids is None and not chunk_after_cache:
             return None

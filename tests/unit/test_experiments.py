@@ -4,15 +4,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
-from scaledl import build
+from scaledl import build, run_directory
 from scaledl.config.folders import CONF, options
+from scaledl.data.tokenizer import ByteTokenizer
 from scaledl.experiments import FIELDS, all_experiments
 from scaledl.tasks.base import Task
 from scaledl.train import composed
 
 EXPERIMENTS = options("experiment", [CONF])
 README = Path(__file__).parents[2] / "README.md"
+
+
+def some_run(folder: Path) -> Path:
+    """What an experiment that goes on with another run reads of it: its model and its tokenizer."""
+    tokenizer = ByteTokenizer()
+    tokenizer.save(folder)
+    config = composed(["experiment=llm/gpt_shakespeare", "data/tokenizer=byte", "model.vocab_size=257"], [CONF], [])
+    run_directory.write_config(folder, OmegaConf.to_yaml(config), config)
+    return folder
 
 
 def some_mnist(folder: Path) -> Path:
@@ -25,10 +36,17 @@ def some_mnist(folder: Path) -> Path:
     return folder
 
 
+def config_text(name: str) -> str:
+    lines = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
+    return "\n".join(line for line in lines if not line.startswith("#"))
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_builds_on_the_meta_device(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SCALEDL_CACHE", str(tmp_path))
     data_of_its_own = [f"data.path={some_mnist(tmp_path)}"] if name.endswith("/mnist") else []
+    if "init_from" in config_text(name):
+        data_of_its_own = [f"init_from={some_run(tmp_path)}"]
     config = composed([f"experiment={name}", "run_id=test", *data_of_its_own], [CONF], [])
     data = build.data(config)
     build.settle_steps(config, len(data.split("train")))

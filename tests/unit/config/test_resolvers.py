@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 from torch.distributed import TCPStore
 
-from scaledl.config.resolvers import WANDB_ID, register, run_id, wandb_id, wandb_offline
+from scaledl.config.resolvers import WANDB_ID, of_run, register, run_id, wandb_id, wandb_offline
 
 SLURM = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
 TORCHRUN = ("TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
@@ -143,3 +143,14 @@ def test_an_entry_of_netrc_is_an_account(tmp_path: Path, content: str, offline: 
     (tmp_path / ".netrc").write_text(content)
     (tmp_path / ".netrc").chmod(0o600)
     assert wandb_offline() is offline
+
+
+def test_a_config_takes_a_node_of_another_run(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: {dim: 7, heads: [1, 2]}\n")
+    register()
+    config = OmegaConf.create({"init_from": str(tmp_path), "model": "${of_run:${init_from},model}"})
+    assert OmegaConf.to_container(config, resolve=True)["model"] == {"dim": 7, "heads": [1, 2]}
+    with pytest.raises(ValueError, match="nowhere is no run directory"):
+        of_run("nowhere", "model")
+    with pytest.raises(ValueError, match="init_from"):
+        of_run(None, "model")

@@ -145,9 +145,7 @@ class MixtureData(Data):
         super().__init__(global_batch_size, micro_batch_size, seed, num_workers)
         wrong = {name: source.weight for name, source in sources.items() if not 0 < source.weight < math.inf}
         if wrong or not sources:
-            raise ValueError(
-                f"data.sources must be one or more, each of a weight above 0; wrong: {wrong or 'none given'}"
-            )
+            raise ValueError(f"data.sources={wrong}: give one source or more, each with a weight above 0")
         if len(sources) > PERIOD:
             raise ValueError(f"data.sources are {len(sources)}, more than {PERIOD}: join some")
         self.tokenizer, self.sources, self.seq_len = tokenizer, sources, seq_len
@@ -179,6 +177,7 @@ class MixtureData(Data):
         for text in texts:
             text.tokenizer = SavedTokenizer(str(folder))
             text.prepare()
+        self.tokenizer = texts[0].tokenizer
 
     def facts(self) -> dict[str, Any]:
         found = [text.facts() for text in self.texts.values()]

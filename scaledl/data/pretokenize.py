@@ -29,10 +29,11 @@ from typing import Any
 
 import numpy as np
 
+from scaledl.atomic import clear, write_bytes
 from scaledl.data.corpus import Corpus
 from scaledl.data.duplicates import TextHash, first_of_each
 from scaledl.data.progress import Progress
-from scaledl.data.shards import COUNTS, MANIFEST, ShardWriter, damage, shard_damage, write_atomically, write_json
+from scaledl.data.shards import COUNTS, MANIFEST, ShardWriter, damage, shard_damage, write_json
 from scaledl.data.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 2
@@ -63,7 +64,7 @@ class Scan:
     def save(self, path: Path) -> None:
         content = io.BytesIO()
         np.savez(content, **vars(self))
-        write_atomically(path, content.getvalue())
+        write_bytes(path, content.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> "Scan":
@@ -421,6 +422,7 @@ def _build(
         "dtype": token_type(tokenizer).str,
         "splits": splits,
     }
+    clear(folder)
     write_json(folder / TIMING, {"bytes": rest, "seconds": seconds, "processes": processes})
     write_json(folder / MANIFEST, manifest)
     for scanned in folder.glob("scan-*.npz"):

@@ -62,7 +62,7 @@ def permute_blocks(index: np.ndarray, size: int, within: int, *key: int) -> np.n
         blocks[turns < whole] = permute(turns[turns < whole], whole, *key)
     for block in np.unique(blocks):
         here = blocks == block
-        places[here] = permute(places[here], min(within, size - block * within), *key, int(block) + 1)
+        places[here] = permute(places[here], min(within, size - int(block) * within), *key, int(block) + 1)
     return blocks * within + places
 
 

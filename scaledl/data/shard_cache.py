@@ -27,9 +27,7 @@ def tokens_at(place: str, cache_dir: Path) -> Path:
     if not remote.is_url(place):
         folder = Path(os.path.expandvars(place)).expanduser()
         if not (folder / "manifest.json").is_file():
-            raise ValueError(
-                f"data.tokens={place!r} is no folder of tokens: it has no manifest.json; see scaledl prepare"
-            )
+            raise ValueError(f"data.tokens={place!r} holds no manifest.json: give a folder that `scaledl prepare` made")
         return folder
     try:
         files = {name: remote.read_bytes(f"{place.rstrip('/')}/{name}") for name in ("manifest.json", "tokenizer.json")}

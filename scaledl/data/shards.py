@@ -16,23 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from scaledl.atomic import write_bytes, write_text
 from scaledl.data.shard_cache import Fetched, ShardCache
 
 MANIFEST = "manifest.json"
 COUNTS = ("tokens", "documents", "characters", "bytes")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    beside = path.with_name(path.name + ".part")
-    with open(beside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
 def write_json(path: Path, content: Any) -> None:
-    write_atomically(path, json.dumps(content, indent=1).encode())
+    write_text(path, json.dumps(content, indent=1))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -68,6 +60,8 @@ class ShardWriter:
 
     def __init__(self, folder: Path, name: str, dtype: np.dtype):
         self.folder, self.name, self.dtype = folder, name, dtype
+        # Of this process alone: one that is about to end with a killed parent may still write its own.
+        self.beside = folder / f".{name}.{os.getpid()}.tmp"
         self.counts = dict.fromkeys(COUNTS, 0)
         self.starts: list[np.ndarray] = []
         self.sha256 = hashlib.sha256()
@@ -76,7 +70,7 @@ class ShardWriter:
     def append(self, ids: np.ndarray, starts: np.ndarray, characters: int, num_bytes: int) -> None:
         """`ids` (n,), and where in them documents start."""
         if self.file is None:
-            self.file = open(self.folder / f"{self.name}.bin.part", "wb")  # noqa: SIM115 (closed by finish)
+            self.file = open(self.beside, "wb")  # noqa: SIM115 (closed by finish)
         data = ids.astype(self.dtype, copy=False).tobytes()
         self.file.write(data)
         self.sha256.update(data)
@@ -94,8 +88,8 @@ class ShardWriter:
         tokens, starts = self.folder / f"{self.name}.bin", self.folder / f"{self.name}.starts.npy"
         content = io.BytesIO()
         np.save(content, np.concatenate(self.starts).astype(np.int64))
-        write_atomically(starts, content.getvalue())
-        (self.folder / f"{self.name}.bin.part").replace(tokens)
+        write_bytes(starts, content.getvalue())
+        self.beside.replace(tokens)
         sizes = {path.name: path.stat().st_size for path in (tokens, starts)}
         sums = {tokens.name: self.sha256.hexdigest(), starts.name: hashlib.sha256(content.getvalue()).hexdigest()}
         return {"file": tokens.name, "starts": starts.name} | self.counts | {"sizes": sizes, "sha256": sums}
@@ -103,7 +97,7 @@ class ShardWriter:
     def abandon(self) -> None:
         if self.file is not None and not self.file.closed:
             self.file.close()
-            (self.folder / f"{self.name}.bin.part").unlink()
+            self.beside.unlink(missing_ok=True)
 
 
 class Tokens:

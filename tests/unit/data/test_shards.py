@@ -75,7 +75,7 @@ def test_manifest_tells_all(corpus, tmp_path, many_shards):
         ends = np.flatnonzero(ids == manifest["tokenizer"]["eos_id"])
         np.testing.assert_array_equal(starts, [0, *(ends[:-1] + 1)])
     assert len(manifest["splits"]["train"]["shards"]) > 5
-    assert not list(folder.glob("*.part"))
+    assert not list(folder.glob(".*.tmp"))
 
 
 def test_shards_change_nothing(corpus, tmp_path, monkeypatch):
@@ -281,7 +281,7 @@ def test_error_in_the_middle_keeps_what_is_finished(corpus, tmp_path, many_shard
     monkeypatch.setattr(pretokenize, "encode_chunk", fail_late)
     with pytest.raises(OSError, match="No space"):
         prepared(corpus, tmp_path / "cache", num_proc=1)
-    assert not list((tmp_path / "cache").rglob("*.part"))
+    assert not list((tmp_path / "cache").rglob(".*.tmp"))
     assert list((tmp_path / "cache").rglob("part-*.json"))
     resumed = prepared(corpus, tmp_path / "cache")
     assert contents(resumed) == contents(prepared(corpus, tmp_path / "undisturbed"))

@@ -56,3 +56,16 @@ def test_a_step_counts_all_of_its_micro_batches(run: Callable[..., Throughput]) 
 
 def test_there_is_no_speed_before_a_step_was_measured(run: Callable[..., Throughput]) -> None:
     assert run(Clock(), Throughput(skip_steps=5), max_steps=5).rates == {}
+
+
+def test_utilization_is_of_the_peak_that_is_given(run: Callable[..., Throughput]) -> None:
+    measured = run(Clock(), Throughput(skip_steps=0, peak_tflops=1e-6), max_steps=4)
+    assert measured.flops_per_sample
+    expected = measured.flops_per_sample * measured.rates["samples_per_second"] / 1e6
+    assert measured.mfu == pytest.approx(expected)
+
+
+def test_an_unknown_peak_gives_no_utilization(run: Callable[..., Throughput]) -> None:
+    measured = run(Clock(), Throughput(skip_steps=0), max_steps=2)
+    assert measured.mfu is None
+    assert measured.flops_per_sample is None

@@ -7,6 +7,7 @@ import pytest
 
 from scaledl import build
 from scaledl.config.folders import CONF, options
+from scaledl.data.tokenizer import ByteTokenizer
 from scaledl.experiments import FIELDS, all_experiments
 from scaledl.tasks.base import Task
 from scaledl.train import composed
@@ -25,11 +26,18 @@ def some_mnist(folder: Path) -> Path:
     return folder
 
 
+def some_run(folder: Path) -> Path:
+    """What the data of a run that is tuned leaves in its directory."""
+    ByteTokenizer().save(folder)
+    return folder
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_builds_on_the_meta_device(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SCALEDL_CACHE", str(tmp_path))
     data_of_its_own = [f"data.path={some_mnist(tmp_path)}"] if name.endswith("/mnist") else []
-    config = composed([f"experiment={name}", "run_id=test", *data_of_its_own], [CONF], [])
+    begins = [f"init_from={some_run(tmp_path)}"] if name in ("llm/sft_docs", "llm/dpo_docs") else []
+    config = composed([f"experiment={name}", "run_id=test", *data_of_its_own, *begins], [CONF], [])
     data = build.data(config)
     build.settle_steps(config, len(data.split("train")))
     model = build.model(config)

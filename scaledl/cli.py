@@ -444,7 +444,7 @@ def _export(arguments: argparse.Namespace) -> int:
 def _merge(arguments: argparse.Namespace) -> int:
     from scaledl.merge import merge
 
-    print(merge(arguments.run_directory, arguments.checkpoint, arguments.to))
+    print(merge(arguments.run_directory, arguments.checkpoint, arguments.to, _allowed(arguments)))
     return 0
 
 

@@ -5,17 +5,18 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from scaledl import checkpoint, run_directory
+from scaledl import build, checkpoint, run_directory
 from scaledl.config.resolvers import WANDB_ID
 from scaledl.distributed import storage
 from scaledl.distributed.pieces import Pieces
-from scaledl.layers.lora import merged
+from scaledl.evaluate import load_run
+from scaledl.layers.lora import is_adapted, merged
 
 _CONFIGS = run_directory.RESOLVED, run_directory.LINKED
 _OF_TRAINING = {*_CONFIGS, run_directory.SUMMARY, run_directory.MODEL, WANDB_ID}
 
 
-def merge(run_dir: Path, which: str, to: Path) -> Path:
+def merge(run_dir: Path, which: str, to: Path, allowed: list[str]) -> Path:
     """Makes the run directory `to`, which evaluate, generate and init_from take; there is no training to go on with.
 
     Args:
@@ -24,14 +25,18 @@ def merge(run_dir: Path, which: str, to: Path) -> Path:
     Raises:
         ValueError: the run has no adapters, or `to` exists.
     """
-    chosen = checkpoint.choose(run_dir, which)
-    configs = {name: run_directory.load_config(run_dir, name) for name in _CONFIGS}
-    lora = configs[run_directory.RESOLVED].get("lora")
-    if not lora:
+    task, _, config, chosen = load_run(run_dir, which, allowed, with_data=False)
+    if not is_adapted(task.model):
         raise ValueError(f"{run_dir} was trained without lora; there is nothing to merge")
     if to.exists():
         raise ValueError(f"--to {to} exists; name a directory that does not")
-    weights = merged(checkpoint.load_model_weights(chosen), lora.alpha / lora.rank)
+    before = task.state_dict()
+    weights = merged(before, config.lora.alpha / config.lora.rank)
+    config.lora = None
+    plain = build.task(config, build.model(config))
+    plain.configure_model()
+    for name in plain.state_dict().keys() - weights.keys():  # a reference, which was the model without its adapters
+        weights[name] = before[name.replace("reference.", "model.", 1)]
     beside = to.with_name(f".{to.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     folder = checkpoint.folder_of(beside, checkpoint.step_of(chosen))
@@ -40,8 +45,9 @@ def merge(run_dir: Path, which: str, to: Path) -> Path:
     for file in run_dir.iterdir():  # what the data left there, such as a tokenizer
         if file.is_file() and file.name not in _OF_TRAINING and file.suffix not in (".jsonl", ".html"):
             shutil.copyfile(file, beside / file.name)
-    for name, config in configs.items():
-        config.lora = None
-        (beside / name).write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+    for name in _CONFIGS:
+        written = run_directory.load_config(run_dir, name)
+        written.lora = None
+        (beside / name).write_text(OmegaConf.to_yaml(written), encoding="utf-8")
     beside.rename(to)
     return to

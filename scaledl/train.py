@@ -59,6 +59,8 @@ def composed(words: list[str], folders: list[Path], allowed: list[str], resume: 
     """
     if resume is None:
         config, problems = compose(words, folders)
+        if config.init_from:  # a run is resumed from anywhere
+            config.init_from = os.path.abspath(os.path.expanduser(config.init_from))
     else:
         config = run_directory.load_config(resume, run_directory.LINKED)
         _check_not_lost(resume, config.checkpoint.every_n_steps)

@@ -38,7 +38,10 @@ from scaledl.loggers import jsonl
 from scaledl.train import composed, quiet
 
 ROOT = Path(__file__).parents[1]
-CHOSEN = {"perceptron": "perceptron/digits"}  # instead of a family's first; a batch of perceptron/blobs is one point
+CHOSEN = {
+    "perceptron": "perceptron/digits",
+    "llm": "llm/gpt_shakespeare",
+}  # instead of a family's first; a batch of perceptron/blobs is one point
 HEADING = "## Which family runs on which strategy\n"
 TIMEOUT = 1800  # seconds of one run
 RANDOM = ("dropout", "stochastic_depth")  # settings whose noise is drawn for each rank

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -34,7 +35,8 @@ class ChatTemplate:
 
     def encode(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
         """Ids (n,) of a conversation, and (n,) which of them the assistant writes: its words and their end."""
-        ids, answers = _marked(tokenizer, self.begin), [False] * len(_marked(tokenizer, self.begin))
+        ids = list(_marked(tokenizer, self.begin))
+        answers = [False] * len(ids)
         for message in messages:
             own = message["role"] == "assistant"
             parts = (
@@ -59,7 +61,9 @@ class ChatTemplate:
         return self.begin + "".join(every)
 
 
+@lru_cache(maxsize=64)
 def _marked(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a part of the template, which every conversation has."""
     ids: list[int] = []
     for part in filter(None, _MARKERS.split(text)):
         known = tokenizer.special_id(part)

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from scaledl.distributed.parallelize import ModelBuilder
 from scaledl.layers.lora import is_adapted, without_adapters
 from scaledl.tasks.base import Task
+from scaledl.tasks.language_modeling import LanguageModeling
 
 
 class DPO(Task):
@@ -48,6 +49,8 @@ class DPO(Task):
         super().configure_model()
         if self.reference is None and not is_adapted(self.model):
             self.reference = self.built().requires_grad_(False)
+
+    generate = LanguageModeling.generate  # a model that has learnt preferences writes as before
 
     def objective(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         ids, labels = batch["input_ids"].flatten(0, 1), batch["labels"].flatten(0, 1)  # (2 B, T)

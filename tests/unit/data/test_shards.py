@@ -224,7 +224,7 @@ def test_a_killed_worker_is_one_message_and_costs_its_part(corpus, tmp_path, man
     def prepare():
         return pretokenize.prepare_tokens(tmp_path / "cache", deadly, BpeTokenizer(300), 0.1, 2)
 
-    with pytest.raises(RuntimeError, match=r"ended from outside .* data.num_proc, now 2"):
+    with pytest.raises(RuntimeError, match=r"ended from outside .*data.num_proc, now 2"):
         prepare()
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("part-*.json")}
     assert kept

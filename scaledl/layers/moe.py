@@ -32,6 +32,8 @@ class Router(nn.Module):
     minimised besides, by name.
     """
 
+    bias: Tensor | None
+
     def __init__(
         self,
         dim: int,
@@ -97,8 +99,9 @@ class Router(nn.Module):
         """Whatever the precision of the weights, the bias stays in fp32: bf16 would lose its small steps."""
         before = self.bias
         super()._apply(fn, recurse)
-        if before is not None and self.bias.dtype != before.dtype:
-            self.bias = before.to(self.bias.device)
+        after = self.bias
+        if before is not None and after is not None and after.dtype != before.dtype:
+            self.bias = before.to(after.device)
         return self
 
 

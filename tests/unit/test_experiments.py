@@ -21,7 +21,11 @@ def some_run(folder: Path) -> Path:
     """What an experiment that goes on with another run reads of it: its model and its tokenizer."""
     tokenizer = ByteTokenizer()
     tokenizer.save(folder)
-    config = composed(["experiment=llm/gpt_shakespeare", "data/tokenizer=byte", "model.vocab_size=257"], [CONF], [])
+    config = composed(
+        ["experiment=llm/gpt_shakespeare", "data/tokenizer=byte", "model.vocab_size=257", "model.max_seq_len=256"],
+        [CONF],
+        [],
+    )
     run_directory.write_config(folder, OmegaConf.to_yaml(config), config)
     return folder
 

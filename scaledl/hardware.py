@@ -27,8 +27,8 @@ class Device:
     intra_node: float
     inter_node: float
     gpus_per_node: int = 8
-    matrix: float = 0.7
-    attention: float = 0.45
+    matrix: float = 0.5
+    attention: float = 0.3
 
     def peak(self, precision: str, tf32: bool = False) -> float | None:
         """Of matrix products in a run's precision; float32 ones may be allowed to use TF32."""

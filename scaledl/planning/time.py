@@ -12,7 +12,7 @@ from scaledl.planning.memory import BF16, FP32, MAX_LIVE, Layout
 from scaledl.planning.simulation import Cost, Masters, Simulation
 
 MEMORY, NETWORK = 0.8, 0.8  # of the bandwidths, that large reads and large collectives reach
-SHOWN = 0.1  # of communication that runs beside computing, for what the two slow each other down
+SHOWN = 0.3  # of communication that runs beside computing, for what the two slow each other down
 LAUNCH, LAUNCH_COMPILED = 6e-6, 2e-6  # seconds of the host an operation
 HOST_LINK, HOST_MEMORY = 20e9, 20e9  # bytes a second to the host's memory, and of it, a device
 

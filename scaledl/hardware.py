@@ -27,8 +27,8 @@ class Device:
     intra_node: float
     inter_node: float
     gpus_per_node: int = 8
-    matrix: float = 0.7
-    attention: float = 0.45
+    matrix: float = 0.5  # H100's, whose products are bounded by power; A100's reach 0.7 and 0.5
+    attention: float = 0.3
 
     def peak(self, precision: str, tf32: bool = False) -> float | None:
         """Of matrix products in a run's precision; float32 ones may be allowed to use TF32."""
@@ -46,6 +46,7 @@ def _device(
     intra_node: float,
     inter_node: float,
     gpus_per_node: int = 8,
+    reached: tuple[float, float] = (0.5, 0.3),
 ) -> Device:
     """TFLOP/s, GiB and GB/s."""
     flops = {"bf16": bf16 * _TERA, "tf32": tf32 * _TERA, "fp32": fp32 * _TERA}
@@ -55,6 +56,7 @@ def _device(
         memory * _GIBI,
         *(rate * _GIGA for rate in (bandwidth, intra_node, inter_node)),
         gpus_per_node,
+        *reached,
     )
 
 
@@ -65,8 +67,8 @@ DEVICES = {
     "h200": _device("NVIDIA H200", 989.4, 494.7, 66.9, 1978.9, 139.8, 4800, 450, 50),
     "h100": _device("NVIDIA H100 80GB SXM", 989.4, 494.7, 66.9, 1978.9, 79.1, 3350, 450, 50),
     "h100_pcie": _device("NVIDIA H100 PCIe", 756, 378, 51, 1513, 79.1, 2039, 64, 25),
-    "a100": _device("NVIDIA A100 80GB SXM", 312, 156, 19.5, None, 79.2, 2039, 300, 25),
-    "a100_40gb": _device("NVIDIA A100 40GB SXM", 312, 156, 19.5, None, 39.4, 1555, 300, 25),
+    "a100": _device("NVIDIA A100 80GB SXM", 312, 156, 19.5, None, 79.2, 2039, 300, 25, reached=(0.7, 0.5)),
+    "a100_40gb": _device("NVIDIA A100 40GB SXM", 312, 156, 19.5, None, 39.4, 1555, 300, 25, reached=(0.7, 0.5)),
     "l40s": _device("NVIDIA L40S", 362, 183, 91.6, 733, 44.4, 864, 32, 12.5),
     "l4": _device("NVIDIA L4", 121, 60, 30.3, 242, 22.0, 300, 32, 12.5),
     "rtx_4090": _device("NVIDIA GeForce RTX 4090", 165.2, 82.6, 82.6, 330.3, 23.5, 1008, 32, 12.5),
@@ -81,8 +83,8 @@ _SAID = {
     "h100": "h100",
     "h200": "h200",
     "b200": "b200",
-    "a100-sxm4-40": "a100_40gb",
-    "a100-pcie-40": "a100_40gb",
+    "a100-sxm4-40gb": "a100_40gb",
+    "a100-pcie-40gb": "a100_40gb",
     "a100": "a100",
     "l40s": "l40s",
     "l4": "l4",

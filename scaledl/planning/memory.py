@@ -97,7 +97,7 @@ def memory_of(
     """
     ranks, averaged = layout.shards, FP32 * masters.trained * average
     if layout.kind == "zero":
-        return _zero(layout, passed, masters, averaged, on_host)
+        return _zero(layout, passed, masters, averaged, accumulation > 1, on_host)
     weights, states = masters.weights / ranks, (masters.states + averaged) / ranks
     gradients = masters.gradients / ranks
     if layout.kind == "whole":
@@ -137,7 +137,9 @@ def _fsdp(layout: Layout, passed: Simulation) -> float:
     return max(at(place) for place in passed.sharded_peaks)
 
 
-def _zero(layout: Layout, passed: Simulation, masters: Masters, averaged: float, on_host: bool) -> Memory:
+def _zero(
+    layout: Layout, passed: Simulation, masters: Masters, averaged: float, accumulates: bool, on_host: bool
+) -> Memory:
     """ZeRO: weights as computed with, fp32 masters and states in shards, gradients in a bucket of a fixed size."""
     ranks, count = layout.shards, sum(passed.parameters.values())
     size = passed.weights / count
@@ -152,4 +154,7 @@ def _zero(layout: Layout, passed: Simulation, masters: Masters, averaged: float,
     if layout.offload:
         optimizer, gradients = 0.0, shard
         weights = 0.0 if layout.stage == 3 else weights
-    return Memory(weights, gradients, optimizer, passed.work, bucket + gathered + passed.buffers)
+    # The pass needs most when its backward half begins: gradients come, and on a host the bucket fills, as it shrinks.
+    later = 0.0 if accumulates or layout.stage == 3 else gradients + bucket * on_host
+    activations = max(passed.work - later, 0.0)
+    return Memory(weights, gradients, optimizer, activations, bucket + gathered + passed.buffers)

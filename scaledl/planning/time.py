@@ -12,7 +12,7 @@ from scaledl.planning.memory import BF16, FP32, MAX_LIVE, Layout
 from scaledl.planning.simulation import Cost, Masters, Simulation
 
 MEMORY, NETWORK = 0.8, 0.8  # of the bandwidths, that large reads and large collectives reach
-SHOWN = 0.1  # of communication that runs beside computing, for what the two slow each other down
+SHOWN = 0.3  # of communication that runs beside computing, for what the two slow each other down
 LAUNCH, LAUNCH_COMPILED = 6e-6, 2e-6  # seconds of the host an operation
 HOST_LINK, HOST_MEMORY = 20e9, 20e9  # bytes a second to the host's memory, and of it, a device
 
@@ -69,13 +69,13 @@ def _communication(
     """(bytes, seconds) of a device: a pass beside computing, a pass in between, and a step after its last pass."""
     weights, trained = passed.weights, masters.trained
     n, copies = layout.shards, layout.copies
-    link = _link(device, n * layout.tensor_parallel)
+    link = _link(device, n, layout.tensor_parallel)
     between = (0.0, 0.0)
     if layout.tensor_parallel > 1:
         between = _ring(2 * passed.exchanged, layout.tensor_parallel, _link(device, layout.tensor_parallel))
     if layout.kind == "whole":
         # Gradients leave once a step, beside its last pass; DDP waits for what that pass does not hide.
-        everywhere = _link(device, copies * layout.tensor_parallel)
+        everywhere = _link(device, copies, layout.tensor_parallel)
         sent, seconds = _ring(2 * masters.gradients, copies, everywhere)
         return (
             (0.0, 0.0),
@@ -86,7 +86,7 @@ def _communication(
         gathers = 2 if layout.reshard_after_forward else 1
         beside = _ring(gathers * weights + FP32 * trained, n, link)
         if copies > 1:
-            more = _ring(2 * FP32 * trained / n, copies, _link(device, n * copies * layout.tensor_parallel))
+            more = _ring(2 * FP32 * trained / n, copies, _link(device, copies, n * layout.tensor_parallel))
             beside = (beside[0] + more[0], beside[1] + more[1])
         return beside, between, (0.0, 0.0)
     size = weights / sum(passed.parameters.values())
@@ -109,9 +109,13 @@ def _ring(size: float, ranks: int, bandwidth: float) -> tuple[float, float]:
     return sent, sent / (NETWORK * bandwidth)
 
 
-def _link(device: Device, ranks: int) -> float:
-    """The slowest link among that many neighbours."""
-    return device.intra_node if ranks <= device.gpus_per_node else device.inter_node
+def _link(device: Device, ranks: int, apart: int = 1) -> float:
+    """Bytes a second, one way, at which a ring runs through ranks that stand so many devices apart.
+
+    Where it leaves a node, it does so on the network links of all its members there.
+    """
+    members = max(1, device.gpus_per_node // apart)
+    return device.intra_node if ranks <= members else min(device.intra_node, members * device.inter_node)
 
 
 def _optimizer(layout: Layout, passed: Simulation, masters: Masters, device: Device, tf32: bool) -> float:

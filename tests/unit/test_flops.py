@@ -50,14 +50,14 @@ class _OneConvolution(nn.Module):
 
 
 def test_a_convolution_costs_what_it_multiplies() -> None:
-    task = Classification(ModelBuilder(_OneConvolution), torch.optim.AdamW)
+    task = Classification(ModelBuilder(_OneConvolution), torch.optim.AdamW, num_classes=8)
     counted = flops_of_sample(task, {"x": torch.zeros(1, 3, 10, 10), "y": torch.zeros(1, dtype=torch.int64)})
     forward = 2 * 8 * 3 * 3 * 3 * 10 * 10
     assert counted == 2 * forward  # the images learn nothing, so there are two products, not three
 
 
 def test_a_batch_counts_as_one_sample() -> None:
-    task = Classification(ModelBuilder(partial(ResNet, 1, 10, depths=(1,), dims=(8,))), torch.optim.AdamW)
+    task = Classification(ModelBuilder(partial(ResNet, 1, 10, depths=[1], dims=[8])), torch.optim.AdamW, num_classes=10)
     batches = [{"x": torch.zeros(n, 1, 8, 8), "y": torch.zeros(n, dtype=torch.int64)} for n in (1, 5)]
     assert flops_of_sample(task, batches[0]) == flops_of_sample(task, batches[1])
     assert task.model is None
@@ -96,6 +96,6 @@ def test_an_unknown_device_names_the_nearest() -> None:
 
 def test_precision_chooses_the_peak() -> None:
     h100 = DEVICES["h100"]
-    assert h100.peak("bf16-mixed") == h100.peak("bf16-true") == 989.4e12
-    assert h100.peak("32-true") == 66.9e12
-    assert h100.peak("32-true", tf32=True) == 494.7e12
+    assert h100.peak("bf16-mixed") == h100.peak("bf16-true") == pytest.approx(989.4e12)
+    assert h100.peak("32-true") == pytest.approx(66.9e12)
+    assert h100.peak("32-true", tf32=True) == pytest.approx(494.7e12)

@@ -17,6 +17,7 @@ FORBIDDEN = {
     "distributed": ("scaledl.models", "scaledl.tasks", "scaledl.data", "scaledl.callbacks"),
     "callbacks": ("scaledl.models", "scaledl.build", "scaledl.train", "scaledl.federated"),
     "federated": ("scaledl.models", "scaledl.config", "scaledl.build", "scaledl.train"),
+    "planning": ("scaledl.models", "scaledl.data", "scaledl.callbacks", "scaledl.build", "scaledl.train"),
     "interpret": ("scaledl.models", "scaledl.callbacks", "scaledl.build", "scaledl.train"),
 }
 LIGHT = ("cli.py", "experiments.py", "config/folders.py", "interpret/methods.py")

@@ -1,14 +1,19 @@
 """What counts as time of training, by a clock that the test moves."""
 
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
+from torch import Tensor, nn
 
 from scaledl.callbacks import throughput
 from scaledl.callbacks.throughput import Throughput
+from scaledl.distributed.parallelize import ModelBuilder
+from scaledl.tasks.base import Task
 
 Fit = Callable[..., pl.Trainer]
 
@@ -58,9 +63,15 @@ def test_there_is_no_speed_before_a_step_was_measured(run: Callable[..., Through
     assert run(Clock(), Throughput(skip_steps=5), max_steps=5).rates == {}
 
 
+class LeastSquares(Task):
+    def objective(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"loss": (self.model(batch["x"])[:, 0] - batch["y"]).square().mean()}
+
+
 def test_utilization_is_of_the_peak_that_is_given(run: Callable[..., Throughput]) -> None:
-    measured = run(Clock(), Throughput(skip_steps=0, peak_tflops=1e-6), max_steps=4)
-    assert measured.flops_per_sample
+    task = LeastSquares(ModelBuilder(partial(nn.Linear, 2, 1)), partial(torch.optim.AdamW, lr=0.1))
+    measured = run(Clock(), Throughput(skip_steps=0, peak_tflops=1e-6), max_steps=4, task=task)
+    assert measured.flops_per_sample == 2 * 2 * 2  # forward, and backward to the weights
     expected = measured.flops_per_sample * measured.rates["samples_per_second"] / 1e6
     assert measured.mfu == pytest.approx(expected)
 

@@ -61,13 +61,16 @@ def test_zero_has_masters_besides_the_weights_and_buckets_of_a_fixed_size() -> N
     assert one[:3] == [2000, 2000, (4000 + 8000) / 4]
     assert two[:3] == [2000, 500, 3000]
     assert three[:3] == [500, 500, 3000]
+    assert [found[3] for found in (one, two, three)] == [0, 400, 900]  # gradients of 1 and 2 come as activations go
+    assert of(Layout("", "zero", shards=4, stage=2), LOW, accumulation=2)[3] == 900
     assert two[4] == 2 * 2 * REDUCE_BUCKET + 8  # two, to fill one while the other leaves
     assert three[4] == 2 * REDUCE_BUCKET + 2 * 1000 + 8  # all weights are few enough to stay gathered
     assert MAX_LIVE > 1000
 
 
 def test_on_the_host_a_bucket_takes_what_is_written() -> None:
-    assert of(Layout("", "zero", shards=2, stage=2), on_host=True)[4] == 4000 + 8
+    found = of(Layout("", "zero", shards=2, stage=2), on_host=True)
+    assert found[3:] == [0, 4000 + 8]  # it is full when the pass needs no more
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,8 @@ def test_checkpointing_keeps_a_block_s_input_only() -> None:
     # 3 blocks' inputs; the rest (embeddings, the last norm, logits) is saved in any case
     tokens, logits = 4 * 24 * 32 * 4, 4 * 24 * 61 * 4
     assert full.saved < 3 * tokens + 4 * tokens + 2 * logits
-    assert full.costs["matrix", 4].flops == pytest.approx(none.costs["matrix", 4].flops * 4 / 3, rel=0.06)
+    # again: all products of blocks but their last, which nothing needs; none outside of them
+    assert 1.15 < full.costs["matrix", 4].flops / none.costs["matrix", 4].flops < 4 / 3
 
 
 def test_a_larger_micro_batch_takes_more_in_proportion() -> None:

@@ -28,8 +28,7 @@ def test_three_commands_each_improve_their_own_metric(scaledl, tmp_path: Path) -
     fast = [*steps, "run_id=a", "optimizer.lr=0.01"]
     said = scaledl("train", "experiment=llm/sft_docs", "init_from=runs/llm/pretrain_docs/a", talks, *fast)
     assert "24 of 52 tensors begin as in" in said.stdout
-    losses = values(runs / "sft_docs/a", "val/loss")
-    assert losses[-1] < losses[0] - 0.1
+    assert values(runs / "sft_docs/a", "val/loss")[-1] < values(runs / "sft_docs/a", "train/loss")[0] - 0.5
 
     pairs = f"data.path={preferences(tmp_path)}"
     scaledl("train", "experiment=llm/dpo_docs", "init_from=runs/llm/sft_docs/a", pairs, *fast)

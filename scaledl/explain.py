@@ -136,7 +136,9 @@ def _texts(task: Task, run_dir: Path, batches: list[dict[str, Tensor]], prompt: 
         return [make.of_language_model(task, ids, tokenizer, None)]
     found = []
     for batch in batches:
-        length = max(1, min(make.CONTEXT, most, int((batch["labels"] >= 0).sum())))  # a last window may be padded
+        predicted = (batch["labels"][0] >= 0).nonzero().flatten()  # all but padding or, of a chat, the answers
+        within = predicted[predicted < min(make.CONTEXT, most)]
+        length = int(within[-1] if len(within) else predicted[0]) + 1
         ids, following = batch["input_ids"][:, :length], int(batch["labels"][0, length - 1])
         found.append(make.of_language_model(task, ids, tokenizer, following))
     return found

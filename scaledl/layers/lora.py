@@ -63,8 +63,8 @@ class LoRA:
 
     def __init__(
         self,
-        rank: int = 8,
-        alpha: float = 16.0,
+        rank: int = 16,
+        alpha: float = 32.0,
         dropout: float = 0.0,
         targets: Sequence[str] = ("q", "k", "v", "out", "gate", "up", "down"),
     ) -> None:

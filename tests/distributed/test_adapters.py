@@ -27,7 +27,7 @@ def test_every_strategy_trains_adapters_as_one_process_does(environment, tmp_pat
     dpo = ["experiment=llm/dpo_docs", f"data.path={preferences(tmp_path)}", f"init_from={tmp_path / 'sft'}", *SIX]
     dpo += ["data.micro_batch_size=3", "scheduler.max_steps=6"]
     one = log_of(dpo, SINGLE, tmp_path / "one", environment)
-    assert one[-1]["val/loss"] < one[0]["train/loss"] - 0.01
+    assert one[-1]["val/loss"] < one[0]["train/loss"] - 0.003
     for name in ("ddp", "fsdp", "deepspeed_2"):
         assert_same(one, log_of(dpo, LAYOUTS[name], tmp_path / name, environment))
 
@@ -40,6 +40,6 @@ def test_every_strategy_trains_adapters_as_one_process_does(environment, tmp_pat
 
 def test_a_copy_is_the_reference_where_there_are_no_adapters(environment, tmp_path: Path) -> None:
     environment |= {"OMP_NUM_THREADS": "1"}
-    dpo = ["experiment=llm/dpo_docs", f"data.path={preferences(tmp_path)}", *SIX, "lora=null"]
+    dpo = ["experiment=llm/dpo_docs", f"data.path={preferences(tmp_path)}", *SIX, "lora=none"]
     one, other = (log_of(dpo, LAYOUTS.get(n, SINGLE), tmp_path / n, environment) for n in ("one", "deepspeed_3"))
     assert_same(one, other)

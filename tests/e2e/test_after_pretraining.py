@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scaledl.checkpoint import load_model_weights
+from scaledl.checkpoint import choose, load_model_weights
 from tests.after_pretraining import TINY, conversations, multiple_choice, preferences
 from tests.conftest import metrics_of, summary_of
 
@@ -25,13 +25,13 @@ def test_three_commands_each_improve_their_own_metric(scaledl, tmp_path: Path) -
     assert bits[-1] < 0.97 * bits[0]
 
     talks = f"data.path={conversations(tmp_path)}"
-    said = scaledl("train", "experiment=llm/sft_docs", "init_from=runs/llm/pretrain_docs/a", talks, "run_id=a", *steps)
+    fast = [*steps, "run_id=a", "optimizer.lr=0.01"]
+    said = scaledl("train", "experiment=llm/sft_docs", "init_from=runs/llm/pretrain_docs/a", talks, *fast)
     assert "24 of 52 tensors begin as in" in said.stdout
-    losses = values(runs / "sft_docs/a", "val/loss")
-    assert losses[-1] < 0.97 * losses[0]
+    assert values(runs / "sft_docs/a", "val/loss")[-1] < values(runs / "sft_docs/a", "train/loss")[0] - 0.5
 
     pairs = f"data.path={preferences(tmp_path)}"
-    scaledl("train", "experiment=llm/dpo_docs", "init_from=runs/llm/sft_docs/a", pairs, "run_id=a", *steps)
+    scaledl("train", "experiment=llm/dpo_docs", "init_from=runs/llm/sft_docs/a", pairs, *fast)
     dpo = runs / "dpo_docs/a"
     assert values(dpo, "train/loss")[0] == pytest.approx(math.log(2), abs=1e-6)
     assert values(dpo, "val/acc")[-1] == 1.0
@@ -39,11 +39,11 @@ def test_three_commands_each_improve_their_own_metric(scaledl, tmp_path: Path) -
 
     # What the run trained beside is what it began with; the adapters of the run before are in it.
     told = scaledl("merge", "runs/llm/sft_docs/a", "--to", "merged").stdout
-    merged, base = load_model_weights(tmp_path / "merged/checkpoints/step_00000024"), load_of(dpo)
+    merged, base = weights_of(tmp_path / "merged"), weights_of(dpo)
     assert told.strip() == "merged"
     assert merged.keys() == {name for name in base if ".lora_" not in name}
     assert all((merged[name] - base[name]).abs().max() < 1e-6 for name in merged)
-    first = load_of(runs / "pretrain_docs/a")
+    first = weights_of(runs / "pretrain_docs/a")
     assert (merged["model.blocks.0.attention.q.weight"] - first["model.blocks.0.attention.q.weight"]).abs().max() > 1e-4
 
     best = summary_of(runs / "sft_docs/a")["best"]["value"]
@@ -59,13 +59,13 @@ def test_three_commands_each_improve_their_own_metric(scaledl, tmp_path: Path) -
     assert written[0] == written[1]
 
 
-def load_of(run_dir: Path) -> dict:
-    return load_model_weights(run_dir / "checkpoints/step_00000024")
+def weights_of(run_dir: Path) -> dict:
+    return load_model_weights(choose(run_dir, "best"))
 
 
 def test_a_resumed_run_without_adapters_compares_with_the_same_reference(scaledl, tmp_path: Path) -> None:
     words = ["experiment=llm/dpo_docs", f"data.path={preferences(tmp_path)}", "data/tokenizer=byte", *TINY]
-    words += ["lora=null", "scheduler.max_steps=6", "scheduler.warmup_steps=0", "trainer.val_check_interval=3"]
+    words += ["lora=none", "scheduler.max_steps=6", "scheduler.warmup_steps=0", "trainer.val_check_interval=3"]
     scaledl("train", *words, "run_id=whole", "trainer.max_steps=6")
     scaledl("train", *words, "run_id=parts", "trainer.max_steps=3")
     scaledl("resume", "runs/llm/dpo_docs/parts", "trainer.max_steps=6")

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from scaledl import atomic
 from scaledl.distributed import storage
+from scaledl.distributed.pieces import Pieces
 
 
 def folder_of(run_dir: Path, step: int) -> Path:
@@ -23,6 +25,13 @@ def folder_of(run_dir: Path, step: int) -> Path:
 
 def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
+
+
+def begin_with(run_dir: Path, weights: dict[str, Pieces]) -> None:
+    """Write the checkpoint of step 0, of weights alone (`weights/<name>`): what serves as it is, or is trained on."""
+    folder = folder_of(run_dir, 0)
+    folder.mkdir(parents=True)
+    storage.save(folder, weights, {"pytorch-lightning_version": version("lightning")})
 
 
 def all_of(run_dir: Path) -> list[Path]:

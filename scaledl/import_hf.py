@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor
@@ -18,7 +17,6 @@ from scaledl.config.rules import broken_rules
 from scaledl.config.schema import Root
 from scaledl.config.validate import ALLOWED, ConfigError, validate
 from scaledl.data.tokenizer import Tokenizer
-from scaledl.distributed import storage
 from scaledl.distributed.pieces import Pieces
 from scaledl.hf import read
 from scaledl.hf.config import arguments_of
@@ -64,14 +62,13 @@ def import_(source: str, to: Path | None, words: list[str], folders: list[Path],
 
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     beside = run_dir.with_name(f".{run_dir.name}.{os.getpid()}.{secrets.token_hex(2)}.tmp")
-    step_0 = checkpoint.folder_of(beside, 0)
-    step_0.mkdir(parents=True)
+    beside.mkdir()
     try:
         run_directory.write_config(beside, linked, config)
         atomic.write_text(beside / run_directory.MODEL, describe(build.model(config).on_meta()))
         if tokenizer is not None:
             tokenizer.save(beside)
-        storage.save(step_0, weights, {"pytorch-lightning_version": lightning.__version__})
+        checkpoint.begin_with(beside, weights)
         os.replace(beside, run_dir)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)

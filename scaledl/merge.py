@@ -7,7 +7,6 @@ from omegaconf import OmegaConf
 
 from scaledl import build, checkpoint, run_directory
 from scaledl.config.resolvers import WANDB_ID
-from scaledl.distributed import storage
 from scaledl.distributed.pieces import Pieces
 from scaledl.evaluate import load_run
 from scaledl.layers.lora import is_adapted, merged
@@ -17,7 +16,7 @@ _OF_TRAINING = {*_CONFIGS, run_directory.SUMMARY, run_directory.MODEL, WANDB_ID}
 
 
 def merge(run_dir: Path, which: str, to: Path, allowed: list[str]) -> Path:
-    """Makes the run directory `to`, which evaluate, generate and init_from take; there is no training to go on with.
+    """Makes the run directory `to`, whose one checkpoint, of step 0, holds the weights and nothing else.
 
     Args:
         which: `best`, `last` or a step.
@@ -25,7 +24,7 @@ def merge(run_dir: Path, which: str, to: Path, allowed: list[str]) -> Path:
     Raises:
         ValueError: the run has no adapters, or `to` exists.
     """
-    task, _, config, chosen = load_run(run_dir, which, allowed, with_data=False)
+    task, _, config, _ = load_run(run_dir, which, allowed, with_data=False)
     if not is_adapted(task.model):
         raise ValueError(f"{run_dir} was trained without lora; there is nothing to merge")
     if to.exists():
@@ -39,9 +38,7 @@ def merge(run_dir: Path, which: str, to: Path, allowed: list[str]) -> Path:
         weights[name] = before[name.replace("reference.", "model.", 1)]
     beside = to.with_name(f".{to.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
-    folder = checkpoint.folder_of(beside, checkpoint.step_of(chosen))
-    folder.mkdir(parents=True)
-    storage.save(folder, {f"weights/{name}": Pieces.of(tensor) for name, tensor in weights.items()}, {})
+    checkpoint.begin_with(beside, {f"weights/{name}": Pieces.of(tensor) for name, tensor in weights.items()})
     for file in run_dir.iterdir():  # what the data left there, such as a tokenizer
         if file.is_file() and file.name not in _OF_TRAINING and file.suffix not in (".jsonl", ".html"):
             shutil.copyfile(file, beside / file.name)

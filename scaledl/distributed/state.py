@@ -288,12 +288,10 @@ class RunState(Strategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         plain = storage.load_plain(Path(checkpoint_path))
-        if "lr" not in plain:
-            raise ValueError(f"{checkpoint_path} holds weights alone; init_from=RUN begins a training with them")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*lr_scheduler.step.*before.*optimizer.step.*")
             self.load_tensors(Path(checkpoint_path))
-        if "lr" not in plain:  # weights that were imported: the training begins with them
+        if "lr" not in plain:  # weights alone, imported or merged: the training begins with them
             return plain | {"lr_schedulers": []}
         self.set_lr(plain.pop("lr"))
         for config, state in zip(self.lr_scheduler_configs, plain["lr_schedulers"], strict=True):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import tempfile
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -33,6 +32,9 @@ from scaledl.train import composed, quiet
 from scaledl.tune.measure import host_memory
 
 DAY = 86_400
+_SIMPLEST = ("single", "ddp", "fsdp")  # shown, and of equals chosen, before the others
+_PARTS = ["weights", "grads", "optim", "acts", "buffers", "total", "fits", "batch", "at most"]
+_IF_KNOWN = {"mfu": ".1%", "days": ".2g", "cost": ",.0f"}
 
 
 @dataclass
@@ -100,7 +102,7 @@ class Training:
         """Of the strategy that the words name, else of every strategy that so many devices can have."""
         named = next((word.partition("=")[2] for word in self.strategy_words if word.startswith("strategy=")), None)
         found = []
-        for name in [named] if named else options("strategy", self.folders):
+        for name in [named] if named else sorted(options("strategy", self.folders), key=_place):
             for more in _sizes(name, cluster) if named is None else [[]]:
                 config, problems = compose([*self.words, f"strategy={name}", *self.strategy_words, *more], self.folders)
                 if problems:
@@ -259,6 +261,10 @@ def _sizes(name: str, cluster: Cluster) -> list[list[str]]:
     return [[f"strategy.tensor_parallel_size={size}"] for size in (2, 4, 8) if size <= within]
 
 
+def _place(strategy: str) -> tuple[int, str]:
+    return _SIMPLEST.index(strategy) if strategy in _SIMPLEST else len(_SIMPLEST), strategy
+
+
 def _same(one: Layout, other: Layout) -> bool:
     return {**asdict(one), "name": ""} == {**asdict(other), "name": ""}
 
@@ -295,7 +301,7 @@ def _facts(row: Row, training: Training, cluster: Cluster, samples: float | None
 
 
 def _show(found: dict[str, Any], training: Training, best: Row | None) -> None:
-    console = Console(width=None if "COLUMNS" in os.environ else max(140, Console().width))
+    console = Console()
     tokens, flops = training.tokens_per_sample, training.flops_per_sample
     facts = {
         "parameters": f"{found['num_parameters']:,}",
@@ -310,33 +316,38 @@ def _show(found: dict[str, Any], training: Training, best: Row | None) -> None:
         length = found["samples"]
         facts["length"] = f"{length * tokens:,.0f} tokens" if tokens else f"{length:,.0f} samples"
     console.print(facts_table("scaledl plan", facts))
-    unit = "token" if tokens else "sample"
-    heads = ["", "strategy", "weights", "gradients", "optimizer", "activations", "buffers", "GiB a device", "fits"]
-    heads += ["micro-batch (largest)", "step", f"{unit}s/s", f"{unit}s/day", "sent a step", "MFU", "days", "cost"]
-    table = Table(*heads, title="memory of a device in GiB", title_justify="left")
-    for row in found["strategies"]:
-        sizes = [f"{row['memory'][part] / 2**30:.1f}" for part in row["memory"]]
-        rate = row["tokens_per_second"] if tokens else row["samples_per_second"]
-        seconds = row["step_seconds"]
-        table.add_row(
-            "->" if best and row["strategy"] == best.layout.name else "",
-            row["strategy"],
-            *sizes,
-            "yes" if row["fits"] else "no",
-            f"{row['micro_batch_size']} ({row['largest_micro_batch_size']})",
-            f"{seconds['total']:.3g} s" if seconds else "",
-            f"{rate:,.0f}" if rate else "",
-            f"{rate * DAY:.3g}" if rate else "",
-            f"{seconds['sent'] / 2**30:.3g} GiB" if seconds else "",
-            f"{row['mfu']:.1%}" if row["mfu"] else "",
-            f"{row['days']:.3g}" if row["days"] else "",
-            f"{row['cost']:,.0f}" if row["cost"] else "",
-        )
-    console.print(table)
-    for row in found["strategies"]:
-        if row["note"]:
-            console.print(f"{row['strategy']}: {row['note']}", highlight=False)
+    rows = found["strategies"]
+    styles = ["bold" if best and row["strategy"] == best.layout.name else "" for row in rows]
+    memory = _table("GiB of a device, and its micro-batch", _PARTS)
+    for style, row in zip(styles, rows, strict=True):
+        sizes = [f"{size / 2**30:.2f}" for size in row["memory"].values()]
+        samples = [str(row[f"{which}micro_batch_size"]) for which in ("", "largest_")]
+        memory.add_row(row["strategy"], *sizes, "yes" if row["fits"] else "no", *samples, style=style)
+    console.print(memory)
+    if rows[0]["step_seconds"]:
+        unit = "tokens" if tokens else "samples"
+        time = _table("time", ["s a step", "GiB sent", f"{unit}/s", f"{unit}/day", "MFU", "days", "cost"])
+        for style, row in zip(styles, rows, strict=True):
+            seconds, rate = row["step_seconds"], row[f"{unit}_per_second"]
+            numbers = [f"{seconds['total']:.2g}", f"{seconds['sent'] / 2**30:.3g}", f"{rate:,.0f}", f"{rate * DAY:.3g}"]
+            known = [f"{row[key]:{form}}" if row[key] else "" for key, form in _IF_KNOWN.items()]
+            time.add_row(row["strategy"], *numbers, *known, style=style)
+        console.print(time)
+    notes: dict[str, list[str]] = {}
+    for row in rows:
+        notes.setdefault(row["note"], []).append(row["strategy"])
+    for note, whose in notes.items():
+        if note:
+            console.print(f"{note}: {', '.join(whose)}", highlight=False)
     for name, reason in found["refused"].items():
         console.print(f"{name}: {reason}", highlight=False)
     chosen = f"strategy={found['recommended']}: " if found["recommended"] else ""
     console.print(chosen + found["reason"], highlight=False)
+
+
+def _table(title: str, columns: list[str]) -> Table:
+    table = Table("strategy", title=f"\n{title}", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table.columns[0].no_wrap = True
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from scaledl.planning.memory import Layout, Memory
 from scaledl.planning.time import StepTime
 
+EQUAL = 0.03  # a difference in speed that says nothing: predictions are not as good as that
 HEADROOM = 0.1  # of a device's memory, left to what no plan knows: the allocator's gaps, libraries, evaluations
 
 
@@ -33,7 +34,7 @@ class Row:
 
 
 def recommended(rows: list[Row]) -> tuple[Row | None, str]:
-    """The fastest that fits, of equals the one named first, and the reason in words."""
+    """The fastest that fits, of those about as fast the one named first, and the reason in words."""
     fitting = [row for row in rows if row.fits]
     if not fitting:
         least = min(rows, key=lambda row: row.memory.total)
@@ -45,9 +46,12 @@ def recommended(rows: list[Row]) -> tuple[Row | None, str]:
     if fitting[0].time is None:
         best = min(fitting, key=lambda row: row.memory.total)
         return best, "the smallest; how fast these devices are is not known"
-    best = max(fitting, key=lambda row: row.samples_per_second or 0.0)
+    fastest = max(row.samples_per_second or 0.0 for row in fitting)
+    best = next(row for row in fitting if (row.samples_per_second or 0.0) >= (1 - EQUAL) * fastest)
     left_out = [row.layout.name for row in rows if not row.fits]
-    return best, "the fastest that fits" + (f"; too large: {', '.join(left_out)}" if left_out else "")
+    return best, "the fastest that fits, or as good as that" + (
+        f"; too large: {', '.join(left_out)}" if left_out else ""
+    )
 
 
 def fits(memory: Memory, room: float) -> bool:

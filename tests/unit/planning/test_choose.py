@@ -26,7 +26,13 @@ def test_the_fastest_that_fits_is_recommended() -> None:
     rows = [row("ddp", 91, 1.0), row("fsdp", 90, 2.0), row("hsdp", 50, 3.0)]
     best, reason = recommended(rows)
     assert best is rows[1]
-    assert reason == "the fastest that fits; too large: ddp"
+    assert reason == "the fastest that fits, or as good as that; too large: ddp"
+
+
+def test_of_two_about_as_fast_the_first_is_recommended() -> None:
+    rows = [row("ddp", 50, 1.0), row("deepspeed_3", 50, 0.98)]
+    assert recommended(rows)[0] is rows[0]
+    assert recommended([rows[0], row("deepspeed_3", 50, 0.9)])[0] is not rows[0]
 
 
 def test_none_that_fits_says_which_comes_nearest() -> None:

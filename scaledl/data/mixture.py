@@ -79,7 +79,7 @@ class Mixed:
     """
 
     def __init__(self, windows: list[Windows], names: list[str], weights: list[float]):
-        self.windows, self.weights = windows, weights
+        self.windows, self._weights = windows, weights
         self.begins = np.cumsum([0, *(len(each) for each in windows)])
         shares = [weight / sum(weights) for weight in weights]
         self.parts = list(zip(names, self.begins[:-1].tolist(), shares, strict=True))
@@ -88,7 +88,7 @@ class Mixed:
     @cached_property
     def schedule(self) -> Schedule:
         """Made when it is first asked for, which an evaluation never does."""
-        return Schedule(self.weights)
+        return Schedule(self._weights)
 
     def __len__(self) -> int:
         return int(self.begins[-1])

@@ -51,7 +51,8 @@ def is_number(batch):
 
 
 def test_batches_hold_the_shares_on_any_number_of_ranks_and_from_any_position(tmp_path):
-    train = mixture(tmp_path).datasets()["train"]
+    data = mixture(tmp_path)
+    train = data.datasets()["train"]
     assert isinstance(train, Mixed)
 
     def batches(number, rank=0, world_size=1, start=0):
@@ -59,6 +60,8 @@ def test_batches_hold_the_shares_on_any_number_of_ranks_and_from_any_position(tm
         stream = iter(TrainBatches(len(train), 8, 8 // world_size, **given))
         return [next(stream) for _ in range(number)]
 
+    assert is_number(next(iter(data.train_dataloader()))).sum() == 2
+    assert data.weight_share(0) == 1
     whole = batches(40)
     for indices in whole:
         assert is_number(train.__getitems__(indices)).sum() == 2  # of 8, a quarter

@@ -1,6 +1,7 @@
 """Files that are whole or not there: written beside, then renamed over."""
 
 import os
+import secrets
 from pathlib import Path
 
 
@@ -11,7 +12,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace what `path` holds; a kill at any moment leaves the old file or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the process's number: containers on different nodes that share a folder often have the same.
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(beside, "wb") as file:
             file.write(content)

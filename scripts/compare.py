@@ -7,13 +7,15 @@
   .venv/bin/python scripts/compare.py muon --experiment llm/gpt_shakespeare --override data.path=input.txt \
       --metric loss --variant "AdamW: optimizer=adamw" --variant "Muon: optimizer=muon" --search --trials 12
 
-Each variant and seed is a `scaledl train` of its own in runs/compare/<name>/; what is completed there is not repeated.
+Each variant and seed is a `scaledl train` of its own in runs/compare/<name>/; what is completed there, with the
+same words, is not repeated.
 With --search each variant is first tuned by a sweep of its own, with as many trials and a seed that is not compared.
 The table says the mean over seeds and, as ±, half the width of its 95 % confidence interval (Student's t), after how
 many steps a variant's mean val/loss was as low as the first's at the end, and the milliseconds of a step.
 """
 
 import argparse
+import hashlib
 import os
 import subprocess
 import sys
@@ -72,11 +74,12 @@ class Run:
 
 
 def trained(words: list[str], run_dir: Path) -> Run:
-    """Train, or read what is there.
+    """Train, or read what is there: `run_dir` gets a hash of the words, so that others are trained beside it.
 
     Raises:
         SystemExit: the training failed.
     """
+    run_dir = run_dir.with_name(f"{run_dir.name}-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:8]}")
     summary = run_directory.read_summary(run_dir)
     if summary is None or summary["status"] != "completed":
         _scaledl(["train", *words, f"run_dir={run_dir}"])
@@ -134,7 +137,8 @@ def draw(runs: dict[str, list[Run]], metrics: list[str], title: str, path: Path)
     for place, metric in enumerate(metrics, start=1):
         axes = figure.add_subplot(1, len(metrics), place)
         for index, (name, of_seeds) in enumerate(runs.items()):
-            steps, values = zip(*curve(of_seeds, metric).items(), strict=True)
+            points = curve(of_seeds, metric)  # none of a metric of the test alone
+            steps, values = list(points), list(points.values())
             color = colormaps["tab10"](index % 10)
             axes.plot(steps, [fmean(v) for v in values], label=name, color=color, linewidth=1.2)
             axes.fill_between(steps, [min(v) for v in values], [max(v) for v in values], color=color, alpha=0.15)

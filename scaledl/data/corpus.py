@@ -26,7 +26,7 @@ from scaledl.data import checks, remote
 
 PART_BYTES = 1 << 21  # at least, where there is so much
 _LARGE_PART_BYTES = 1 << 26  # what an interruption may cost a process, up to MAX_PARTS of it
-_FEW_PARTS, MAX_PARTS = 64, 400  # a part becomes a shard of each split, each a file that stays open; 1,024 may be
+_FEW_PARTS, MAX_PARTS = 64, 400  # a part becomes a shard of each split, each a file that stays open
 _BLOCK_BYTES = 1 << 20
 _LINES_ARE_BYTES = {"utf-8", "iso8859-1", "ascii", "cp1252"}  # a byte 10 ends a line there, and nothing else
 _ROWS = {".jsonl", ".ndjson", ".parquet"}
@@ -75,7 +75,7 @@ class Files(Corpus):
 
     def fingerprint(self) -> Any:
         stamps = [
-            [path, *remote.stamp(path)]
+            [remote.public(path), *remote.stamp(path)]
             if isinstance(path, str)
             else [os.path.abspath(path), path.stat().st_size, path.stat().st_mtime_ns]
             for path in self.paths
@@ -216,7 +216,8 @@ def find_corpus(
         codecs.lookup(encoding)
     except LookupError:
         raise ValueError(f"data.encoding={encoding!r} is unknown; utf-8 and latin-1 are two that are") from None
-    return Files(path, _find_files(path), text_column, encoding)
+    name = remote.public(path) if remote.is_url(path) else path
+    return Files(name, _find_files(path), text_column, encoding)
 
 
 def _find_files(path: str) -> list[Path | str]:
@@ -266,12 +267,17 @@ def _open(path: Path | str) -> BinaryIO:
 def _reading(path: Path | str) -> Iterator[None]:
     try:
         yield
-    except PermissionError as error:
-        raise ValueError(f"{path} may not be read by this user; chmod +r it or leave it out") from error
-    except (OSError, EOFError, zlib.error) as error:
-        if isinstance(path, str) and isinstance(error, OSError):  # it may be the network: what is read already is kept
+    except Exception as error:
+        if isinstance(path, Path) and isinstance(error, PermissionError):
+            raise ValueError(f"{path} may not be read by this user; chmod +r it or leave it out") from error
+        # A lost network or disk may come back, so what is made already must be kept, as it is for an OSError alone. Of
+        # local files, the system's errors have a number; those of gzip and parquet, which find a file wrong, have none.
+        lost = remote.is_failure(error) if isinstance(path, str) else getattr(error, "errno", None) is not None
+        if lost and not isinstance(error, gzip.BadGzipFile):
             raise OSError(f"{path} was not read: {error or type(error).__name__}; start again to go on") from error
-        raise ValueError(f"{path} was not read: {error}; is it whole and what its name says?") from error
+        if isinstance(error, OSError | EOFError | zlib.error):
+            raise ValueError(f"{path} was not read: {error}; is it whole and what its name says?") from error
+        raise
 
 
 def _to_line(file: BinaryIO, first: int) -> int:

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,11 +79,16 @@ class Mixed:
     """
 
     def __init__(self, windows: list[Windows], names: list[str], weights: list[float]):
-        self.windows, self.schedule = windows, Schedule(weights)
+        self.windows, self._weights = windows, weights
         self.begins = np.cumsum([0, *(len(each) for each in windows)])
         shares = [weight / sum(weights) for weight in weights]
         self.parts = list(zip(names, self.begins[:-1].tolist(), shares, strict=True))
         self.bytes_per_token = sum(s * each.bytes_per_token for s, each in zip(shares, windows, strict=True))
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Made when it is first asked for, which an evaluation never does."""
+        return Schedule(self._weights)
 
     def __len__(self) -> int:
         return int(self.begins[-1])
@@ -146,6 +152,8 @@ class MixtureData(Data):
         wrong = {name: source.weight for name, source in sources.items() if not 0 < source.weight < math.inf}
         if wrong or not sources:
             raise ValueError(f"data.sources={wrong}: give one source or more, each with a weight above 0")
+        if parted := [name for name in sources if "/" in name]:
+            raise ValueError(f"data.sources has {parted}: leave out the /, which in val/<source>/loss ends the name")
         if len(sources) > PERIOD:
             raise ValueError(f"data.sources are {len(sources)}, more than {PERIOD}: join some")
         self.tokenizer, self.sources, self.seq_len = tokenizer, sources, seq_len

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from scaledl.atomic import write_bytes
+from scaledl.atomic import clear, write_bytes
 from scaledl.data import remote
 
 
@@ -30,13 +30,13 @@ def tokens_at(place: str, cache_dir: Path) -> Path:
             raise ValueError(f"data.tokens={place!r} holds no manifest.json: give a folder that `scaledl prepare` made")
         return folder
     try:
-        files = {name: remote.read_bytes(f"{place.rstrip('/')}/{name}") for name in ("manifest.json", "tokenizer.json")}
+        files = {name: remote.read_bytes(remote.in_folder(place, name)) for name in ("manifest.json", "tokenizer.json")}
     except OSError as error:
         raise ValueError(
-            f"data.tokens={place!r} was not read ({error}); give the URL of a folder that holds what `scaledl prepare` "
-            "has made: manifest.json, tokenizer.json and the shards"
+            f"data.tokens={remote.public(place)!r} was not read ({error}); give the URL of a folder that holds "
+            "what `scaledl prepare` has made: manifest.json, tokenizer.json and the shards"
         ) from error
-    key = hashlib.sha256(place.encode() + files["manifest.json"]).hexdigest()[:16]
+    key = hashlib.sha256(remote.public(place).encode() + files["manifest.json"]).hexdigest()[:16]
     folder = cache_dir / f"fetched-{key}"
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -52,10 +52,15 @@ class ShardCache:
     """
 
     def __init__(self, url: str, folder: Path, max_bytes: int):
-        self.url, self.folder, self.max_bytes = url.rstrip("/"), folder / "shards", max_bytes
+        self.url, self.folder, self.max_bytes = url, folder / "shards", max_bytes
 
     def read(self, name: str, size: int, sha256: str, dtype: np.dtype | None) -> np.ndarray:
         """A file as an array: ids of a type, or what np.save has written."""
+        if Path(name).name != name or name.startswith("."):
+            raise ValueError(
+                f"the manifest at {remote.public(self.url)} names a shard {name!r}, which is no plain file name: "
+                "take tokens that `scaledl prepare` has made"
+            )
         path = self.folder / name
         while True:
             if not path.is_file():
@@ -69,10 +74,10 @@ class ShardCache:
         with _locked(self.folder / f".{path.name}.lock"):
             if path.is_file():  # another rank was first
                 return
-            content = remote.read_bytes(f"{self.url}/{path.name}")
+            content = remote.read_bytes(url := remote.in_folder(self.url, path.name))
             if len(content) != size or hashlib.sha256(content).hexdigest() != sha256:
                 raise ValueError(
-                    f"{self.url}/{path.name} is not what its manifest says ({len(content)} bytes of {size}, or another "
+                    f"{remote.public(url)} is not what its manifest says ({len(content)} bytes of {size}, or another "
                     "sha256): copy the folder of tokens there again"
                 )
             with _locked(self.folder / ".lock"):
@@ -80,6 +85,7 @@ class ShardCache:
                 write_bytes(path, content)
 
     def _make_room(self, size: int) -> None:
+        clear(self.folder)  # all that is written here is written under the lock
         kept = sorted((entry for entry in os.scandir(self.folder) if entry.name[0] != "."), key=_last_use)
         total = sum(entry.stat().st_size for entry in kept)
         for entry in kept:

@@ -10,7 +10,10 @@ import hashlib
 import io
 import json
 import os
+import resource
+import secrets
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from scaledl.data.shard_cache import Fetched, ShardCache
 
 MANIFEST = "manifest.json"
 COUNTS = ("tokens", "documents", "characters", "bytes")
+_OPEN_FILES = 1 << 16  # enough for every shard of some 80 sources
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -55,13 +59,22 @@ def shard_damage(folder: Path, shard: dict[str, Any]) -> str | None:
     return None
 
 
+def _allow_open_files() -> None:
+    """Mapped shards are open files; of a mixture they are more than the 1,024 that a process often begins with."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if most == resource.RLIM_INFINITY else min(_OPEN_FILES, most)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        with suppress(OSError, ValueError):  # some systems have another bound
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
 class ShardWriter:
     """Appends the tokens of one part of a corpus to one shard, which is there once `finish` has been called."""
 
     def __init__(self, folder: Path, name: str, dtype: np.dtype):
         self.folder, self.name, self.dtype = folder, name, dtype
         # Of this process alone: one that is about to end with a killed parent may still write its own.
-        self.beside = folder / f".{name}.{os.getpid()}.tmp"
+        self.beside = folder / f".{name}.{secrets.token_hex(8)}.tmp"
         self.counts = dict.fromkeys(COUNTS, 0)
         self.starts: list[np.ndarray] = []
         self.sha256 = hashlib.sha256()
@@ -137,6 +150,7 @@ class Tokens:
             arrays = Fetched(cache, shards, "file", dtype)
             starts = Fetched(cache, shards, "starts", None) if with_starts else None
         else:
+            _allow_open_files()
             # A plain view of the map: indexing np.memmap itself costs several times as much.
             arrays = [np.asarray(np.memmap(folder / shard["file"], dtype, "r")) for shard in shards]
             starts = [np.load(folder / shard["starts"]) for shard in shards] if with_starts else None

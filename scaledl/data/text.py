@@ -13,11 +13,11 @@ from torch import Tensor
 from scaledl.data.base import BatchDataset, Data
 from scaledl.data.corpus import Corpus, find_corpus
 from scaledl.data.ngram import ngram_floor
-from scaledl.data.pretokenize import prepare_tokens, speed
-from scaledl.data.remote import is_url
+from scaledl.data.pretokenize import FORMAT, prepare_tokens, speed
+from scaledl.data.remote import is_url, public
 from scaledl.data.sampler import endless
 from scaledl.data.shard_cache import tokens_at
-from scaledl.data.shards import Tokens, read_manifest
+from scaledl.data.shards import Tokens, damage, read_manifest
 from scaledl.data.tokenizer import FILE, Tokenizer, load_tokenizer
 
 IGNORED = -100  # the label that torch's cross-entropy leaves out
@@ -131,6 +131,8 @@ class TextData(Data):
             with `dataset` and `tokens` null too, the embedded text.
         dataset: a name on the Hugging Face Hub, with `dataset_config` and `dataset_split`.
         tokens: a folder, or its URL, that `scaledl prepare` has made; of a URL shards are fetched when they are read.
+            Its tokenizer, its validation split and whether duplicates were left out are those it was made with:
+            `tokenizer`, `val_fraction`, `deduplicate` and what else says how text is read are then not looked at.
         embedded: `docs`, the language reference that Python ships (English, 0.5 MB), `library`, its library's code
             (12 MB), or `sources`, both. They differ between Python versions; the manifest has version and sha256.
         text_column: of jsonl, parquet and Hub rows.
@@ -227,6 +229,7 @@ class TextData(Data):
             return
         if self.tokens:
             folder = tokens_at(self.tokens, self.cache_dir)
+            self._check_tokens(folder)
         else:
             given = self.val_fraction, self.num_proc, self.deduplicate
             folder = prepare_tokens(self.cache_dir, self.corpus, self.tokenizer, *given)
@@ -245,6 +248,21 @@ class TextData(Data):
                 )
         self.folder, self.manifest, self.tokenizer = folder, manifest, tokenizer
 
+    def _check_tokens(self, folder: Path) -> None:
+        """Of a URL the manifest alone is here, and shards are checked as they are fetched."""
+        try:
+            made = read_manifest(folder)["format"]
+        except (KeyError, TypeError, ValueError):
+            made = None
+        problem = None
+        if made != FORMAT:
+            problem = f"its manifest.json has format {made}, not {FORMAT}; make it again with `scaledl prepare`"
+        elif not self.url and (wrong := damage(folder)):
+            problem = f"{wrong}; copy the folder again"
+        if problem:
+            place = public(self.url) if self.url else self.tokens
+            raise ValueError(f"data.tokens={place!r} cannot be read: {problem}")
+
     @property
     def tokens_per_sample(self) -> int:
         return self.seq_len
@@ -253,7 +271,7 @@ class TextData(Data):
         splits, source = self.manifest["splits"].values(), self.manifest["source"]
         left_out = f", {source['duplicates']:,} of {source['documents']:,} documents left out as duplicates"
         return f"{source['name']}, {sum(split['tokens'] for split in splits):,} {self.tokenizer.kind} tokens" + (
-            left_out if self.deduplicate else ""
+            left_out if self.manifest["deduplicate"] else ""
         )
 
     def speed(self) -> str:

@@ -168,7 +168,8 @@ class Task(pl.LightningModule):
         parts, part = self._eval_parts(), batches.part(batch_idx)
         for number, (prefix, _) in enumerate(parts):  # on every rank all names, whatever batches it had
             for name, value in metrics.items():
-                share = value.detach().double() * (weight if number == part else 0)
+                value = value.detach().double()
+                share = value * weight if number == part else torch.zeros_like(value)  # NaN times 0 would be NaN
                 self._eval_sums[prefix + name] = self._eval_sums.get(prefix + name, 0) + share
 
     def _eval_parts(self) -> list[tuple[str, float]]:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from scaledl.data.mixture import Mixed, MixtureData, Schedule, Source
+from scaledl.config.folders import CONF
+from scaledl.data.mixture import Mixed, MixtureData, Schedule, Source, _in_turns
 from scaledl.data.sampler import TrainBatches
-from scaledl.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer
+from scaledl.data.tokenizer import ByteTokenizer, CharTokenizer
+from scaledl.train import composed
 
 
 @pytest.mark.parametrize(
@@ -49,7 +51,8 @@ def is_number(batch):
 
 
 def test_batches_hold_the_shares_on_any_number_of_ranks_and_from_any_position(tmp_path):
-    train = mixture(tmp_path).datasets()["train"]
+    data = mixture(tmp_path)
+    train = data.datasets()["train"]
     assert isinstance(train, Mixed)
 
     def batches(number, rank=0, world_size=1, start=0):
@@ -57,6 +60,8 @@ def test_batches_hold_the_shares_on_any_number_of_ranks_and_from_any_position(tm
         stream = iter(TrainBatches(len(train), 8, 8 // world_size, **given))
         return [next(stream) for _ in range(number)]
 
+    assert is_number(next(iter(data.train_dataloader()))).sum() == 2
+    assert data.weight_share(0) == 1
     whole = batches(40)
     for indices in whole:
         assert is_number(train.__getitems__(indices)).sum() == 2  # of 8, a quarter
@@ -94,16 +99,32 @@ def test_one_tokenizer_knows_all_sources(tmp_path):
     assert (tmp_path / "tokenizer.json").read_bytes() == (folders.pop() / "tokenizer.json").read_bytes()
 
 
-def test_bpe_learns_from_both_in_turns(tmp_path):
-    data = mixture(tmp_path, BpeTokenizer(300))
-    text = next(iter(data.texts.values())).tokenizer.decode(range(300))
-    assert any(sign in text for sign in "0123456789")
-    assert len(next(iter(data.texts.values())).tokenizer.encode("0123456789")) < 10
+class Rows:
+    """A corpus of texts that are at hand."""
+
+    def __init__(self, texts):
+        self.texts = texts
+
+    def pieces(self):
+        yield from enumerate(self.texts)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 3.0), (7.0, 0.5)])
+def test_any_first_characters_for_the_tokenizer_are_mixed_by_the_weights(weights):
+    rng = np.random.default_rng(0)
+    corpora = [Rows([sign * int(length) for length in rng.integers(1, 50, 400)]) for sign in "ab"]
+    texts = list(_in_turns(corpora, list(weights)))
+    assert sorted(texts) == sorted(corpora[0].texts + corpora[1].texts)
+    taken = np.cumsum([[text.count(sign) for sign in "ab"] for text in texts], axis=0)
+    both = (taken < taken[-1]).all(1)
+    assert both.sum() > 100
+    assert np.abs(taken[both] @ np.array([1 / weights[0], -1 / weights[1]])).max() <= 50 / min(weights)
 
 
 def test_evaluation_knows_the_parts(tmp_path):
     data = mixture(tmp_path)
     val = data.datasets()["val"]
+    assert "schedule" not in vars(val)  # it takes a while, and is for training
     assert [(name, weight) for name, _, weight in val.parts] == [("letters", 0.75), ("numbers", 0.25)]
     for limit in (None, 4):
         data.limit_val_batches = limit
@@ -131,3 +152,24 @@ def test_facts_let_a_run_go_on_from_anywhere(tmp_path, monkeypatch):
 def test_weights_are_above_zero(weight):
     with pytest.raises(ValueError, match=r"sources=\{.*\}: give one source or more, each with a weight above 0"):
         MixtureData(ByteTokenizer(), {"a": Source(weight=weight)}, 8, 8)
+
+
+def test_names_hold_no_slash():
+    with pytest.raises(ValueError, match=r"data\.sources has \['a/b'\]: leave out the /"):
+        MixtureData(ByteTokenizer(), {"a": Source(), "a/b": Source()}, 8, 8)
+
+
+def test_the_sources_of_an_experiment_are_the_only_ones(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("""# @package _global_
+defaults:
+  - override /data: mixture
+  - override /model: llama_nano
+  - override /task: language_modeling
+data:
+  sources:
+    web: {_target_: scaledl.data.mixture.Source, weight: 7, path: web.jsonl}
+    code: {_target_: scaledl.data.mixture.Source, weight: 3, path: code.jsonl}
+""")
+    config = composed(["experiment=mine", "trainer.max_steps=1"], [tmp_path, CONF], [])
+    assert {name: source.weight for name, source in config.data.sources.items()} == {"web": 7, "code": 3}

@@ -10,6 +10,7 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import aiohttp
 import fsspec
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scaledl.data import corpus as corpus_module
+from scaledl.data import remote
 from scaledl.data.corpus import find_corpus
 from scaledl.data.shard_cache import ShardCache
 from scaledl.data.text import TextData
@@ -26,13 +28,20 @@ TEXTS = [f"Größe {i} " + "words of a text " * (i % 9) for i in range(300)]
 
 
 class Server(SimpleHTTPRequestHandler):
-    """The files of a folder, in ranges unless `ranges` is false; says what was asked for."""
+    """The files of a folder, in ranges unless `ranges` is false; says what was asked for. It fails now and then."""
 
     ranges = True
     asked: list[tuple[str, str | None]] = []
+    answers: list[int] = []  # codes of the next ones; 0 ends the connection
 
     def do_GET(self):
         self.asked.append((self.path, self.headers.get("Range")))
+        if self.answers:
+            if code := self.answers.pop(0):
+                self.send_error(code)
+            else:
+                self.close_connection = True
+            return
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         path = self.translate_path(self.path)
         if not self.ranges or not wanted or not os.path.isfile(path):
@@ -61,6 +70,7 @@ class Server(SimpleHTTPRequestHandler):
 def served(tmp_path, monkeypatch):
     """A folder and the URL at which it is served."""
     monkeypatch.setattr(Server, "asked", [])
+    monkeypatch.setattr(Server, "answers", [])
     folder = tmp_path / "served"
     folder.mkdir()
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, directory=str(folder)))
@@ -101,6 +111,33 @@ def test_a_corpus_at_a_url_is_the_corpus(served, monkeypatch, ranges, name):
     (folder / name).write_bytes((folder / name).read_bytes() + b"\n")
     fsspec.filesystem("http").invalidate_cache()
     assert corpus_at(f"{url}/{name}").fingerprint() != before
+
+
+def test_a_text_of_the_same_size_with_another_date_is_another(served):
+    folder, url = served
+    (folder / "a.txt").write_text("first")
+    os.utime(folder / "a.txt", (1_000_000, 1_000_000))
+    before = corpus_at(f"{url}/a.txt").fingerprint()
+    (folder / "a.txt").write_text("other")
+    assert corpus_at(f"{url}/a.txt").fingerprint() != before
+
+
+def test_what_opens_a_url_is_not_published(served):
+    folder, url = served
+    (folder / "a.txt").write_text("words " * 20)
+
+    def told(query):
+        corpus = corpus_at(f"{url}/a.txt?{query}")
+        assert [text for _, text in corpus.pieces()] == ["words " * 20]
+        return json.dumps([corpus.name, corpus.fingerprint()])
+
+    assert "secret" not in told("X-Amz-Date=1&X-Amz-Signature=secret")
+    assert told("sv=1&sig=secret") == told("sv=2&sig=another")  # a new signature is no new text
+    assert "secret" not in told("id=secret")
+    assert told("id=1") != told("id=2")
+    assert remote.public("https://user:pass@host/a@b?c=d#e").startswith("https://host/a@b?")
+    for kept in ("s3://bucket/a?b@c", "hf://datasets/org/name@main/a.txt", "https://host/a.txt"):
+        assert remote.public(kept) == kept
 
 
 def test_folders_and_globs_of_an_object_store(tmp_path):
@@ -202,6 +239,80 @@ def test_what_is_fetched_is_checked(tokens, tmp_path):
         opened(tmp_path, tmp_path)
 
 
+def test_names_of_a_manifest_stay_in_the_folder(tokens, tmp_path):
+    folder, url = tokens
+    manifest = json.loads((folder / "manifest.json").read_text())
+    shard = manifest["splits"]["train"]["shards"][0]
+    for number, name in enumerate([str(tmp_path / "escaped.bin"), "../escaped.bin", ".lock"]):
+        for facts in ("sizes", "sha256"):
+            shard[facts][name] = shard[facts][shard["file"]]
+        shard["file"] = name
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        data = opened(url, tmp_path / str(number))
+        with pytest.raises(ValueError, match=r"names a shard '.*', which is no plain file name"):
+            data.datasets()["train"].__getitems__(np.arange(2))
+    assert not list(tmp_path.rglob("escaped.bin"))
+    assert not fetched()
+
+
+def test_what_may_pass_is_waited_for(tokens, tmp_path, monkeypatch):
+    _, url = tokens
+    monkeypatch.setattr(remote, "_PAUSES", (0.01, 0.01))
+    data = opened(url, tmp_path)
+    Server.answers[:] = [0, 503]
+    data.datasets()["train"].__getitems__(np.arange(2))
+    assert fetched() == ["train-00000.bin"] * 3
+    for answers, tries in ([503] * 3, 3), ([0] * 9, 3), ([403], 1), ([404], 1):
+        Server.asked.clear()
+        Server.answers[:] = answers
+        with pytest.raises(OSError, match=r"train-00000\.bin"):
+            remote.read_bytes(f"{url}/train-00000.bin")
+        assert tries <= len(fetched()) <= 9 - 6 * (answers[0] > 0)
+    Server.answers[:] = [403]
+    with pytest.raises(ValueError, match=r"was not read \(.*403.*\); give the URL"):
+        opened(url, tmp_path)
+
+
+def test_a_network_that_fails_while_text_is_read_is_no_bad_text(served, monkeypatch):
+    folder, url = served
+    write_texts(folder)
+    corpus = corpus_at(f"{url}/a.txt")
+    parts = corpus.parts()
+
+    def lost(*_):
+        raise aiohttp.ServerDisconnectedError
+
+    monkeypatch.setattr(corpus_module, "_text_blocks", lost)
+    with pytest.raises(OSError, match=r"a\.txt was not read: .*; start again to go on"):
+        list(corpus.read(parts[0]))
+
+
+def test_the_query_of_a_url_stays_behind_the_names(tokens, tmp_path):
+    folder, url = tokens
+    data = opened(f"{url}/?sv=1&sig=secret", tmp_path)
+    assert all_batches(data, 3) == all_batches(opened(folder, tmp_path), 3)
+    assert {path for path, _ in Server.asked} >= {
+        f"/tokens/{name}?sv=1&sig=secret" for name in ("manifest.json", "tokenizer.json", "train-00000.bin")
+    }
+    assert opened(f"{url}?sv=2&sig=another", tmp_path).folder == opened(f"{url}?sig=third", tmp_path).folder
+
+
+def test_tokens_here_are_checked(tokens, tmp_path):
+    folder, url = tokens
+    shard = folder / "train-00003.bin"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-2])
+    with pytest.raises(ValueError, match=r"cannot be read: train-00003\.bin has \d+ bytes and not \d+; copy"):
+        opened(folder, tmp_path)
+    shard.write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for other in ({**manifest, "format": 1}, {}, []):
+        (folder / "manifest.json").write_text(json.dumps(other))
+        for place in (folder, url):
+            with pytest.raises(ValueError, match=r"manifest\.json has format (1|None), not \d; make it again"):
+                opened(place, tmp_path)
+
+
 def test_the_longest_unused_go_first(tmp_path):
     store = fsspec.filesystem("memory")
     cache = ShardCache("memory://bucket", tmp_path, 25)
@@ -217,7 +328,11 @@ def test_the_longest_unused_go_first(tmp_path):
     def kept():
         return {path.name for path in (tmp_path / "shards").iterdir() if path.name[0] != "."}
 
+    left = tmp_path / "shards" / ".0.bin.1234.tmp"  # by a process that was killed
+    left.parent.mkdir()
+    left.write_bytes(b"half")
     still_open = read(0)
+    assert not left.exists()
     os.utime(tmp_path / "shards" / "0", (1, 1))
     read(1)
     os.utime(tmp_path / "shards" / "1", (2, 2))

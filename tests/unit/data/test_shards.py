@@ -1,9 +1,12 @@
 """The token cache: whole or not there, whatever kills, damages or shares it."""
 
+import builtins
+import errno
 import importlib
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -285,6 +288,36 @@ def test_error_in_the_middle_keeps_what_is_finished(corpus, tmp_path, many_shard
     assert list((tmp_path / "cache").rglob("part-*.json"))
     resumed = prepared(corpus, tmp_path / "cache")
     assert contents(resumed) == contents(prepared(corpus, tmp_path / "undisturbed"))
+
+
+def test_a_file_system_that_fails_costs_nothing_finished(corpus, tmp_path, many_shards, monkeypatch):
+    real, opened = builtins.open, []
+
+    def fail_late(file, *args, **kwargs):
+        opened.extend([file] * (str(file) == str(corpus)))
+        if len(opened) == 12:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(file, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(builtins, "open", fail_late)
+        with pytest.raises(OSError, match=r"corpus\.jsonl was not read: .*Stale file handle; start again to go on"):
+            prepared(corpus, tmp_path / "cache", num_proc=1)
+    assert len(list((tmp_path / "cache").rglob("scan-*.npz"))) == 11
+    assert contents(prepared(corpus, tmp_path / "cache")) == contents(prepared(corpus, tmp_path / "undisturbed"))
+
+
+def test_shards_may_be_more_than_files_are_open_at_first(corpus, tmp_path, many_shards):
+    folder = prepared(corpus, tmp_path / "cache")
+    shards = len(read_manifest(folder)["splits"]["train"]["shards"])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/dev/fd"))) + shards, hard))
+    try:
+        many = [Tokens.open(folder, "train") for _ in range(40)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert {len(tokens.arrays) for tokens in many} == {shards}
+    assert shards > 5
 
 
 def test_unfinished_cache_of_another_text_is_not_continued(corpus, tmp_path, many_shards):

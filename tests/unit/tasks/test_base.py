@@ -69,6 +69,28 @@ def test_an_evaluation_is_the_mean_over_the_whole_set_though_its_last_batch_is_s
     assert {name: value.item() for name, value in runner.callback_metrics.items()} == pytest.approx(expected, rel=1e-5)
 
 
+class InParts(Samples):
+    """Two sources, each with a loss of its own."""
+
+    parts = (("one", 0, 0.25), ("two", 8, 0.75))
+
+
+class TwoSources(Data):
+    def datasets(self) -> dict[str, BatchDataset]:
+        x = np.random.default_rng(0).standard_normal((16, 3)).astype(np.float32)
+        x[9] = np.nan
+        return {"val": InParts(x, np.arange(16) % 4)}
+
+
+def test_a_source_whose_loss_is_no_number_leaves_the_others_theirs() -> None:
+    task, runner = classification(), trainer()
+    runner.validate(task, datamodule=TwoSources(4, 4), verbose=False)
+    found = {name: value.item() for name, value in runner.callback_metrics.items()}
+    assert np.isfinite(found["val/one/loss"])
+    assert np.isnan(found["val/two/loss"])
+    assert np.isnan(found["val/loss"])
+
+
 def test_each_evaluation_begins_anew() -> None:
     task, data, alone, after = classification(), Points(4, 4), trainer(), trainer()
     alone.test(task, datamodule=data, verbose=False)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -200,6 +201,22 @@ def test_grouped_products_and_their_gradients() -> None:
     x.requires_grad_(), weight.requires_grad_()
     assert torch.autograd.gradcheck(grouped_linear, (x, weight, ends))
     torch.library.opcheck(torch.ops.scaledl.grouped_linear, (x, weight, ends))
+
+
+@pytest.mark.parametrize(("width", "kernel"), [(24, True), (20, False)])
+def test_a_gpu_s_kernel_gets_rows_that_it_can_read(monkeypatch: pytest.MonkeyPatch, width: int, kernel: bool) -> None:
+    """Whose strides it checks without a GPU too: a multiple of 16 bytes, here and in the gradients."""
+    used, real = [], F.grouped_mm
+    monkeypatch.setattr(F, "grouped_mm", lambda *given, **named: used.append(given) or real(*given, **named))
+    with FakeTensorMode():
+        x, up, down = (
+            torch.empty(size, device="cuda", dtype=torch.bfloat16) for size in ((9, 16), (4, width, 16), (4, 16, width))
+        )
+        ends = torch.empty(4, device="cuda", dtype=torch.int32)
+        hidden = grouped_linear(x, up, ends)
+        assert hidden.shape == (9, width)
+        assert grouped_linear(hidden, down, ends).shape == (9, 16)
+    assert len(used) == 2 * kernel
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -52,7 +52,8 @@ class Router(nn.Module):
         self.balance, self.balance_rate, self.z_loss = balance, balance_rate, z_loss
         self.init_std = init_std
         self.weight = nn.Parameter(torch.empty(num_experts, dim))
-        self.register_buffer("bias", torch.empty(num_experts) if balance == "bias" else None)
+        bias = torch.empty(num_experts, dtype=torch.float32) if balance == "bias" else None  # whatever the default is
+        self.register_buffer("bias", bias)
         self.load: Tensor | None = None
         self.losses: dict[str, Tensor] = {}
         self.reset_parameters()

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from lightning.pytorch.plugins import HalfPrecision
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
@@ -171,6 +172,13 @@ def test_the_bias_stays_in_fp32_and_the_rest_computes_in_bf16() -> None:
     for y in (low(tokens().bfloat16()), mixed):
         assert y.dtype == torch.bfloat16
         assert (y - expected).abs().mean() < 0.03 * expected.abs().mean()
+
+
+def test_the_bias_is_in_fp32_where_lightning_builds_a_model_in_bf16() -> None:
+    with HalfPrecision("bf16-true").module_init_context():
+        moe = make()
+    assert moe.router.bias.dtype == torch.float32
+    assert moe.experts.up.dtype == torch.bfloat16
 
 
 def test_a_share_of_the_experts_gives_a_share_of_the_sum() -> None:

@@ -15,10 +15,13 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from scaledl.layers import grouped
+
 Checkpointing = Literal["none", "selective", "full"]
 
 aten = torch.ops.aten
-PRODUCTS = {aten.mm.default, aten.addmm.default, aten.convolution.default}  # bmm's, attention's scores, are too large
+# bmm's, attention's scores, are too large
+PRODUCTS = {aten.mm.default, aten.addmm.default, aten.convolution.default, *grouped.PRODUCTS}
 ATTENTION = {
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_flash_attention.default,

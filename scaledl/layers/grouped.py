@@ -68,6 +68,9 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  
 _linear.register_autograd(_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
 
 
+PRODUCTS = (torch.ops.aten._grouped_mm.default, torch.ops.scaledl.grouped_linear.default)  # what grouped_linear runs
+
+
 @register_flop_formula([torch.ops.scaledl.grouped_linear])
 def _linear_flops(x: torch.Size, weight: torch.Size, *_: object, **__: object) -> int:
     return 2 * x[0] * x[1] * weight[1]

@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -17,12 +18,12 @@ from scaledl.distributed.parallelize import Checkpointing, ModelBuilder, blocks_
 from scaledl.models.gpt import GPT
 
 
-def make(dropout: float = 0.0) -> nn.Module:
-    return GPT(vocab_size=11, max_seq_len=8, dim=16, depth=2, num_heads=2, dropout=dropout)
+def make(dropout: float = 0.0, num_experts: int | None = None) -> nn.Module:
+    return GPT(vocab_size=11, max_seq_len=8, dim=16, depth=2, num_heads=2, dropout=dropout, num_experts=num_experts)
 
 
-def build(**arguments) -> nn.Module:
-    return ModelBuilder(make, **arguments)()
+def build(recipe: Callable[[], nn.Module] = make, **arguments) -> nn.Module:
+    return ModelBuilder(recipe, **arguments)()
 
 
 def loss_and_gradients(model: nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -85,16 +86,20 @@ class Count(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_selective_computes_again_what_is_cheap_and_nothing_else() -> None:
+PRODUCTS_OF = {None: ["aten.addmm.default"], 4: ["aten.addmm.default", "scaledl.grouped_linear.default"]}
+
+
+@pytest.mark.parametrize("num_experts", PRODUCTS_OF)
+def test_selective_computes_again_what_is_cheap_and_nothing_else(num_experts: int | None) -> None:
     calls = {}
     for kind in ("none", "selective", "full"):
-        model = build(activation_checkpointing=kind)
+        model = build(partial(make, num_experts=num_experts), activation_checkpointing=kind)
         with Count() as count:
             loss_and_gradients(model)
         calls[kind] = count.calls
-    products, attention = "aten.addmm.default", "aten._scaled_dot_product_flash_attention_for_cpu.default"
+    products, attention = PRODUCTS_OF[num_experts], "aten._scaled_dot_product_flash_attention_for_cpu.default"
     cheap = ("aten.gelu.default", "aten.native_layer_norm.default")
-    for operation in (products, attention):
+    for operation in (*products, attention):
         assert calls["none"][operation] == calls["selective"][operation] < calls["full"][operation]
     for operation in cheap:
         assert calls["none"][operation] < calls["selective"][operation] == calls["full"][operation]

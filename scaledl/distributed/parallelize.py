@@ -76,6 +76,9 @@ class ModelBuilder:
             split: divides a block over tensor-parallel ranks; called for each block.
             shard: gives each rank its share of a block; called for each block, and last for the model as a whole.
         """
+        if self.compile and self.activation_checkpointing != "none":
+            # What a block notes (the loads of experts) it notes in the forward pass alone: it would not compile else.
+            torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
         model = self.on_meta()
         blocks, names = _blocks(model), {module: name for name, module in model.named_modules()}
         inside = {module for _, _, block in blocks for module in block.modules()}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from omegaconf import open_dict
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scaledl import build as builds
@@ -18,8 +19,8 @@ from scaledl.distributed.parallelize import Checkpointing, ModelBuilder, blocks_
 from scaledl.models.gpt import GPT
 
 
-def make(dropout: float = 0.0, num_experts: int | None = None) -> nn.Module:
-    return GPT(vocab_size=11, max_seq_len=8, dim=16, depth=2, num_heads=2, dropout=dropout, num_experts=num_experts)
+def make(**changes) -> nn.Module:
+    return GPT(**{"vocab_size": 11, "max_seq_len": 8, "dim": 16, "depth": 2, "num_heads": 2, **changes})
 
 
 def build(recipe: Callable[[], nn.Module] = make, **arguments) -> nn.Module:
@@ -133,6 +134,24 @@ def test_compile_changes_no_number_and_no_name() -> None:
     torch.testing.assert_close(loss, other_loss, rtol=1e-5, atol=1e-6)
     for name in gradients:
         torch.testing.assert_close(gradients[name], other_gradients[name], rtol=1e-4, atol=1e-6)
+
+
+@torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=False)  # so that it is restored
+@pytest.mark.parametrize("balance", ["bias", "loss"])
+def test_checkpointed_experts_compile_and_note_the_same(monkeypatch: pytest.MonkeyPatch, balance: str) -> None:
+    torch._dynamo.reset()
+    counter, compiles = CompileCounterWithBackend("aot_eager"), nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiles(module, backend=counter))
+    recipe = partial(make, num_experts=4, balance=balance)
+    plain, compiled = build(recipe), build(recipe, compile=True, activation_checkpointing="full")
+    found = []
+    for model in (plain, compiled):
+        ids = torch.arange(8).reshape(2, 4)
+        loss = model(ids).square().mean()
+        sum(model.auxiliary_losses().values(), loss).backward()
+        found.append((model.step_counts(), [parameter.grad for parameter in model.parameters()]))
+    assert counter.frame_count > 0
+    torch.testing.assert_close(found[1], found[0])
 
 
 FACTS = {"vocab_size": 11, "seq_len": 8, "in_dim": 4, "num_classes": 3, "in_channels": 1, "image_size": 32}

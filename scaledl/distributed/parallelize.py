@@ -150,6 +150,11 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     return [block for _, _, block in _blocks(model)]
 
 
+def stacks_of(model: nn.Module) -> set[nn.Parameter]:
+    """The parameters that hold a matrix for each index of axis 0, which a module says of its own (`stacked`)."""
+    return {p for m in model.modules() if getattr(m, "stacked", False) for p in m.parameters(recurse=False)}
+
+
 def _blocks(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
     """(parent, name, block) of every module of the model's `block_types`; a block inside a block is part of it."""
     types = getattr(model, "block_types", ())

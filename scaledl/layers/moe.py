@@ -116,7 +116,7 @@ class Experts(nn.Module):
     over the ranks is the output.
     """
 
-    stacked = True  # each parameter holds a matrix for each index of axis 0, for optimisers that treat whole matrices
+    stacked = True  # each parameter holds a matrix for each index of axis 0, for optimisers and shards
 
     def __init__(
         self,

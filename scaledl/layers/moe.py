@@ -20,7 +20,8 @@ class Router(nn.Module):
     """Scores s = softmax(W x) (Shazeer et al. 2017; Mixtral) or sigmoid(W x) (DeepSeek-V3); the k largest are chosen.
 
     normalize: the chosen scores are divided by their sum, which for softmax is a softmax over the chosen. It computes
-    in fp32 (Fedus et al. 2022, section 2.4). How experts come to be used alike (`balance`):
+    in fp32 (Fedus et al. 2022, section 2.4), with W as it is given: where W comes in bf16, as FSDP gathers it under
+    bf16-mixed, near ties are chosen otherwise than where it is in fp32. How experts come to be used alike (`balance`):
     `bias`: what is added to the scores for the choice alone; after each step it rises by balance_rate where an expert
     had fewer tokens than the mean, and falls where it had more (Wang et al. 2024, arXiv:2408.15664, algorithm 1).
     `loss`: balance_rate · Σ_e f_e p_e, f the share of choices and p the mean score of an expert, times the number of

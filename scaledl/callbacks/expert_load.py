@@ -18,7 +18,8 @@ class ExpertLoad(pl.Callback):
     """Logs the tokens of each layer's busiest expert over those of the mean, `train/expert_load_max_<layer>` and the
     largest of these, `train/expert_load_max`, and draws all experts' loads in `plots/expert_load.png` at the end.
 
-    Loads are those of the global batch. They leave the device at the steps that are logged, and at the end.
+    Loads are those of the global batch. They leave the device at the steps that are logged or saved, and at
+    the end.
 
     Args:
         every_n_steps: between two columns of the picture.
@@ -61,13 +62,24 @@ class ExpertLoad(pl.Callback):
         if (step - 1) % self.every_n_steps == 0:
             self._steps.append(step)
             self._loads.append(loads)
-        if len(self._steps) == self.max_columns:
+        if len(self._steps) >= self.max_columns:
             self._steps, self._loads = self._steps[::2], self._loads[::2]
             self.every_n_steps *= 2
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._steps and trainer.is_global_zero:
-            save(_figure(torch.stack(self._loads).cpu(), self._steps), self.run_dir, "expert_load.png")
+            save(_figure(torch.stack(self._on_host()), self._steps), self.run_dir, "expert_load.png")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"every_n_steps": self.every_n_steps, "steps": self._steps, "loads": self._on_host()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.every_n_steps, self._steps = state_dict["every_n_steps"], state_dict["steps"]
+        self._loads = state_dict["loads"]
+
+    def _on_host(self) -> list[Tensor]:
+        """Those of before a resume are there already."""
+        return [loads.cpu() for loads in self._loads]
 
 
 def _figure(loads: Tensor, steps: list[int]) -> Figure:

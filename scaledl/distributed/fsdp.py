@@ -1,6 +1,8 @@
 """Each rank holds a share of every block (FSDP2), whole copies of that for groups of ranks (HSDP), or a share of every
 matrix product (tensor parallel), and these together."""
 
+from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +17,13 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
+from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
 from scaledl.distributed import group
 from scaledl.distributed.expert_parallel import ExpertParallel
+from scaledl.distributed.gradients import local
+from scaledl.distributed.parallelize import stacks_of
 from scaledl.distributed.state import RunState
 
 
@@ -117,6 +122,7 @@ class FSDP(RunState, ModelParallelStrategy):
             module,
             mesh=self._data_mesh(),
             reshard_after_forward=self.reshard_after_forward,
+            shard_placement_fn=partial(axis_of, stacks=stacks_of(module), ranks=self.shard_size),
             # Inputs keep their precision (a diffusion step's time, a token's position): autocast decides by operation.
             mp_policy=MixedPrecisionPolicy(
                 param_dtype=torch.bfloat16 if mixed else None,
@@ -164,6 +170,16 @@ class HSDP(FSDP):
     ) -> None:
         of_node = max(1, group.ranks_per_node() // tensor_parallel_size)
         super().__init__(shard_size or of_node, tensor_parallel_size, reshard_after_forward, cpu_offload)
+
+
+def axis_of(parameter: nn.Parameter, stacks: Collection[nn.Parameter], ranks: int) -> Shard | None:
+    """The axis along which ranks divide a parameter; None is the first, with padding where they do not divide it.
+
+    For a stack (num_experts, rows, columns) it is the first that they divide: of 8 experts 24 of 32 ranks would hold
+    none, and every rank would have room for 32 while they are gathered.
+    """
+    even = [axis for axis, size in enumerate(local(parameter).shape) if size % ranks == 0]
+    return Shard(even[0]) if even and parameter in stacks else None
 
 
 def tensor_parallel_plan(block: nn.Module, size: int) -> dict[str, str]:

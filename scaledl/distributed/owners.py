@@ -43,13 +43,17 @@ class Place:
         return whole[tuple(slice(at, at + n) for at, n in zip(self.offsets, self.shape, strict=True))]
 
 
-def owners_of(sizes: dict[str, tuple[int, ...]], ranks: int) -> dict[str, int]:
+def owners_of(sizes: dict[str, tuple[int, ...]], ranks: int, stacked: bool = False) -> dict[str, int]:
     """The rank of each matrix: the dearest first, each to the rank that has the least to do so far (Graham 1969).
 
     It depends on names and sizes alone, so that all ranks find the same. Dear is rows · columns · the smaller of both,
-    as a product of a matrix with its transpose is; of a parameter of more axes the first are the rows.
+    as a product of a matrix with its transpose is; of a parameter of more axes the first are the rows, or with
+    `stacked` it counts matrices, which have one owner together.
     """
-    cost = {name: math.prod(size) * min(size[0], math.prod(size[1:])) for name, size in sizes.items()}
+    cost = {}
+    for name, size in sizes.items():
+        rows, *columns = size[1:] if stacked else size
+        cost[name] = math.prod(size) * min(rows, math.prod(columns))
     load, owner = [0] * ranks, {}
     for name in sorted(sizes, key=lambda name: (-cost[name], name)):
         owner[name] = min(range(ranks), key=lambda rank: (load[rank], rank))
@@ -63,11 +67,13 @@ class Routes:
     Args:
         held: the places of each rank.
         rank: whose routes these are.
+        stacked: see `owners_of`.
     """
 
-    def __init__(self, held: list[list[Place]], rank: int):
+    def __init__(self, held: list[list[Place]], rank: int, stacked: bool = False):
         self.ranks, self.rank = len(held), rank
-        self.owner = owners_of({place.name: place.size for places in held for place in places}, self.ranks)
+        sizes = {place.name: place.size for places in held for place in places}
+        self.owner = owners_of(sizes, self.ranks, stacked)
         holders: dict[tuple[str, tuple[int, ...]], dict[int, Place]] = defaultdict(dict)
         for holder, places in enumerate(held):
             for place in places:
@@ -107,7 +113,11 @@ class Owners:
         self._routes: dict[tuple[int, ...], Routes] = {}
 
     def __call__(
-        self, parameters: list[Tensor], values: list[Tensor], compute: Callable[[list[Tensor]], list[Tensor]]
+        self,
+        parameters: list[Tensor],
+        values: list[Tensor],
+        compute: Callable[[list[Tensor]], list[Tensor]],
+        stacked: bool = False,
     ) -> Iterator[tuple[int, Tensor, tuple[int, ...], Tensor]]:
         """(number of a parameter, the part of it that this rank has, size of the whole, result for this part).
 
@@ -116,8 +126,9 @@ class Owners:
         Args:
             values: what is computed with, laid out as the parameters.
             compute: from matrices to results of their sizes, both in bf16 on a GPU, where parts are sent so, too.
+            stacked: each parameter holds many matrices (count, rows, columns).
         """
-        routes = self._routes_of(parameters)
+        routes = self._routes_of(parameters, stacked)
         device = local(values[0]).device if self.strategy is None else self.strategy.root_device
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         whole: dict[str, Tensor] = {}
@@ -141,14 +152,14 @@ class Owners:
             part = place.of(parameters[place.tensor])
             yield place.tensor, part, place.size, result.to(part.device).reshape(part.shape)
 
-    def _routes_of(self, parameters: list[Tensor]) -> Routes:
+    def _routes_of(self, parameters: list[Tensor], stacked: bool) -> Routes:
         key = tuple(map(id, parameters))
         if key not in self._routes:
             held: list[Any] = [self._places(parameters)]
             if self.strategy is not None and self.strategy.world_size > 1:
                 held *= self.strategy.world_size
                 dist.all_gather_object(held, held[0])
-            self._routes[key] = Routes(held, dist.get_rank() if len(held) > 1 else 0)
+            self._routes[key] = Routes(held, dist.get_rank() if len(held) > 1 else 0, stacked)
         return self._routes[key]
 
     def _places(self, parameters: list[Tensor]) -> list[Place]:

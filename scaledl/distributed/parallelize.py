@@ -15,10 +15,13 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from scaledl.layers import grouped
+
 Checkpointing = Literal["none", "selective", "full"]
 
 aten = torch.ops.aten
-PRODUCTS = {aten.mm.default, aten.addmm.default, aten.convolution.default}  # bmm's, attention's scores, are too large
+# bmm's, attention's scores, are too large
+PRODUCTS = {aten.mm.default, aten.addmm.default, aten.convolution.default, *grouped.PRODUCTS}
 ATTENTION = {
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_flash_attention.default,
@@ -73,6 +76,9 @@ class ModelBuilder:
             split: divides a block over tensor-parallel ranks; called for each block.
             shard: gives each rank its share of a block; called for each block, and last for the model as a whole.
         """
+        if self.compile and self.activation_checkpointing != "none":
+            # What a block notes (the loads of experts) it notes in the forward pass alone: it would not compile else.
+            torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
         model = self.on_meta()
         blocks, names = _blocks(model), {module: name for name, module in model.named_modules()}
         inside = {module for _, _, block in blocks for module in block.modules()}
@@ -142,6 +148,11 @@ def _bring_to_life(module: nn.Module, recurse: bool = True) -> None:
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     return [block for _, _, block in _blocks(model)]
+
+
+def stacks_of(model: nn.Module) -> set[nn.Parameter]:
+    """The parameters that hold a matrix for each index of axis 0, which a module says of its own (`stacked`)."""
+    return {p for m in model.modules() if getattr(m, "stacked", False) for p in m.parameters(recurse=False)}
 
 
 def _blocks(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:

@@ -10,13 +10,15 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """x (N, in), weight (E, out, in), ends (E,) int32 -> (N, out): rows ends[e - 1] to ends[e] times weight[e]ᵀ.
 
     Rows from ends[-1] on are in no group; what comes out for them, and as their gradient, is undefined. In bf16 on a
-    GPU this is one kernel, and `ends` stays on the device; elsewhere one product after the other, whose sizes the host
-    must know. Under autocast it computes in its precision, as F.linear does.
+    GPU this is one kernel, and `ends` stays on the device; elsewhere, and where `in` or `out` is no multiple of 8, one
+    product after the other, whose sizes the host must know. Under autocast it computes in its precision, as F.linear
+    does.
     """
     if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
-    if x.is_cuda and x.dtype == torch.bfloat16:
+    aligned = weight.shape[1] % 8 == 0 and weight.shape[2] % 8 == 0  # to 16 bytes, x's rows and its gradient's
+    if x.is_cuda and x.dtype == torch.bfloat16 and aligned:
         return F.grouped_mm(x, weight.mT, offs=ends)
     return _linear(x, weight, ends)
 
@@ -64,6 +66,9 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  
 
 
 _linear.register_autograd(_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
+
+
+PRODUCTS = (torch.ops.aten._grouped_mm.default, torch.ops.scaledl.grouped_linear.default)  # what grouped_linear runs
 
 
 @register_flop_formula([torch.ops.scaledl.grouped_linear])

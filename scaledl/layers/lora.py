@@ -44,6 +44,13 @@ class LoRALinear(nn.Linear):
             return y
         return y + self.scale * F.linear(F.linear(self.lora_dropout(x), self.lora_a), self.lora_b)
 
+    def factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[x, A x] and [W, alpha / rank · B], of which the layer without bias is the product, for who computes that."""
+        if not self.enabled:
+            return x, self.weight
+        low = F.linear(self.lora_dropout(x), self.lora_a)
+        return torch.cat([x.type_as(low), low], -1), torch.cat([self.weight, self.scale * self.lora_b], -1)
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.rank}, scale={self.scale:g}"
 

@@ -20,7 +20,8 @@ class Router(nn.Module):
     """Scores s = softmax(W x) (Shazeer et al. 2017; Mixtral) or sigmoid(W x) (DeepSeek-V3); the k largest are chosen.
 
     normalize: the chosen scores are divided by their sum, which for softmax is a softmax over the chosen. It computes
-    in fp32 (Fedus et al. 2022, section 2.4). How experts come to be used alike (`balance`):
+    in fp32 (Fedus et al. 2022, section 2.4), with W as it is given: where W comes in bf16, as FSDP gathers it under
+    bf16-mixed, near ties are chosen otherwise than where it is in fp32. How experts come to be used alike (`balance`):
     `bias`: what is added to the scores for the choice alone; after each step it rises by balance_rate where an expert
     had fewer tokens than the mean, and falls where it had more (Wang et al. 2024, arXiv:2408.15664, algorithm 1).
     `loss`: balance_rate · Σ_e f_e p_e, f the share of choices and p the mean score of an expert, times the number of
@@ -52,7 +53,8 @@ class Router(nn.Module):
         self.balance, self.balance_rate, self.z_loss = balance, balance_rate, z_loss
         self.init_std = init_std
         self.weight = nn.Parameter(torch.empty(num_experts, dim))
-        self.register_buffer("bias", torch.empty(num_experts) if balance == "bias" else None)
+        bias = torch.empty(num_experts, dtype=torch.float32) if balance == "bias" else None  # whatever the default is
+        self.register_buffer("bias", bias)
         self.load: Tensor | None = None
         self.losses: dict[str, Tensor] = {}
         self.reset_parameters()
@@ -115,7 +117,7 @@ class Experts(nn.Module):
     over the ranks is the output.
     """
 
-    stacked = True  # each parameter holds a matrix for each index of axis 0, for optimisers that treat whole matrices
+    stacked = True  # each parameter holds a matrix for each index of axis 0, for optimisers and shards
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from scaledl.layers.attention import Attention, KVCache, added_to_scores, causal_mask
 from scaledl.layers.feedforward import Activation, FeedForward
 from scaledl.layers.linear_cross_entropy import linear_cross_entropy
+from scaledl.layers.lora import LoRALinear
 from scaledl.layers.moe import Balance, MixtureOfExperts, Router, Score
 from scaledl.layers.norm import NormName, make_norm
 from scaledl.layers.precision import product_dtype
@@ -203,9 +204,11 @@ class GPT(nn.Module):
 
         chunk_tokens: see `linear_cross_entropy`.
         """
-        features = self.forward_features(input_ids, document_ids=document_ids)
+        features = self.forward_features(input_ids, document_ids=document_ids).flatten(0, 1)
         weight = self.token_embedding.weight if self.head is None else self.head.weight
-        return linear_cross_entropy(features.flatten(0, 1), weight, labels.flatten(), chunk_tokens)
+        if isinstance(self.head, LoRALinear):
+            features, weight = self.head.factors(features)
+        return linear_cross_entropy(features, weight, labels.flatten(), chunk_tokens)
 
     def auxiliary_losses(self) -> dict[str, Tensor]:
         """What the last forward pass in training asks to be added to the loss, by name."""

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from scaledl.distributed.parallelize import stacks_of
+
 # What our models call their last layer, and what stands for ids, positions or a class.
 OUTER = re.compile(r"^(out|head)\.|embedding|(class|mask)_token")
 
@@ -23,7 +25,7 @@ def parameter_groups(model: nn.Module, by_use: bool = False) -> list[dict[str, A
             `stacked` over axis 0, which a module says of its own parameters (layers/moe.py).
     """
     groups: dict[tuple, dict[str, Any]] = {}
-    stacks = {p for m in model.modules() if getattr(m, "stacked", False) for p in m.parameters(recurse=False)}
+    stacks = stacks_of(model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays = len(getattr(parameter, "ds_shape", parameter.shape)) >= 2  # ZeRO 3 leaves an empty tensor behind

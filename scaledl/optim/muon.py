@@ -33,17 +33,19 @@ def orthogonalize_all(wholes: list[Tensor], stacked: bool = False) -> list[Tenso
     Args:
         stacked: each is many matrices (count, rows, columns); else one, a kernel as (out, in · k · k).
     """
-    shapes: dict[torch.Size, list[int]] = {}
-    for index, whole in enumerate(wholes):
-        shapes.setdefault(whole.shape, []).append(index)
-    found = list(wholes)
-    for shape, indices in shapes.items():
+    found = [torch.empty_like(whole, memory_format=torch.contiguous_format) for whole in wholes]
+    shapes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+    for whole, result in zip(wholes, found, strict=True):
+        stack, into = (each if stacked else each.flatten(1)[None] for each in (whole, result))
+        count = max(1, _AT_ONCE // stack[0].numel())  # of a large stack, some at a time
+        for some in zip(stack.split(count), into.split(count), strict=True):
+            shapes.setdefault(some[0].shape, []).append(some)
+    for shape, stacks in shapes.items():
         count = max(1, _AT_ONCE // shape.numel())
-        for some in (indices[at : at + count] for at in range(0, len(indices), count)):
-            stacks = [wholes[index] if stacked else wholes[index].flatten(1)[None] for index in some]
-            directions = orthogonalize(torch.cat(stacks)).split(len(stacks[0]))
-            for index, direction in zip(some, directions, strict=True):
-                found[index] = direction.reshape(shape)
+        for at in range(0, len(stacks), count):
+            together, results = zip(*stacks[at : at + count], strict=True)
+            directions = orthogonalize(torch.cat(together)).split(shape[0])
+            torch._foreach_copy_(results, directions)
     return found
 
 
@@ -111,7 +113,7 @@ class Muon(Optimizer):
         rates = [group["lr"] for group, of_group in groups for _ in of_group]
         ahead = [update for group, of_group in groups for update in self._ahead(of_group, group["momentum"])]
         compute = partial(orthogonalize_all, stacked=stacked)
-        for index, part, size, direction in self.owners(parameters, ahead, compute):
+        for index, part, size, direction in self.owners(parameters, ahead, compute, stacked):
             rows, *columns = size[1:] if stacked else size
             part.add_(direction, alpha=-rates[index] * 0.2 * max(rows, math.prod(columns)) ** 0.5)
 

@@ -199,6 +199,10 @@ def _model(task: Task, tensor_parallel_size: int, in_bf16: bool, found: Simulati
                 if style in ("colwise", "rowwise"):
                     _cut(layer, 0 if style == "colwise" else 1, tensor_parallel_size)
                     layer.register_forward_hook(partial(_exchange, found, style))
+                elif style == "experts":
+                    _cut(layer, 0, tensor_parallel_size)
+                    for one in ("colwise", "rowwise"):  # what they read is whole, and what they give is summed
+                        layer.register_forward_hook(partial(_exchange, found, one))
     return model
 
 
@@ -208,7 +212,7 @@ def _exchange(found: Simulation, style: str, layer: nn.Module, arguments: tuple,
 
 
 def _cut(layer: nn.Module, axis: int, size: int) -> None:
-    """Leave a linear layer its share of the outputs (axis 0) or the inputs (axis 1)."""
+    """Leave a linear layer its share of the outputs (axis 0) or the inputs (axis 1), or experts theirs (axis 0)."""
     for name, parameter in list(layer.named_parameters(recurse=False)):
         if axis < parameter.ndim:
             share = parameter.detach().chunk(size, axis)[0].clone()

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from scaledl.distributed.parallelize import ModelBuilder
+from scaledl.layers.linear_cross_entropy import IGNORED
 from scaledl.tasks.base import Task
-
-IGNORED = -100  # the target that cross-entropy leaves out
 
 
 class MaskedModeling(Task):

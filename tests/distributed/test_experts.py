@@ -76,6 +76,13 @@ def test_losses_and_balance_are_those_of_one_process(train, of_one, name: str) -
     torch.testing.assert_close(biases(weights(run_dir)), expected, rtol=0, atol=0)
 
 
+def test_experts_that_shards_do_not_divide_are_divided_along_another_axis(train) -> None:
+    words = [*RUN, "model.num_experts=5"]
+    (one, single), (log, run_dir) = (train(words, layout) for layout in (SINGLE, LAYOUTS["fsdp"]))
+    assert_same(one, log)
+    torch.testing.assert_close(weights(run_dir), weights(single), rtol=0, atol=1e-5)
+
+
 def test_auxiliary_losses_do_not_depend_on_ranks(train) -> None:
     one, _ = train([*LOSS, "activation_checkpointing=full"], SINGLE)
     assert_same(one, train(LOSS, LAYOUTS["fsdp+tp"])[0], "train/balance_loss", "train/z_loss")

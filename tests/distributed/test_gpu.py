@@ -115,7 +115,10 @@ class NoWait(pl.Callback):
 """
 
 
-@pytest.mark.parametrize("words", [[], ["task.chunk_tokens=50", "activation_checkpointing=selective"]])
+EXPERTS = ["model=moe_nano", "model.hidden_dim=176", "precision=bf16-mixed"]
+
+
+@pytest.mark.parametrize("words", [[], ["task.chunk_tokens=50", "activation_checkpointing=selective"], EXPERTS])
 @pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp"])
 def test_a_step_does_not_wait_for_the_device(
     run: Launch, environment: dict[str, str], tmp_path: Path, strategy: str, words: list[str]

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from scaledl import checkpoint
 from scaledl.callbacks import expert_load
+from scaledl.callbacks.checkpoint import Checkpoint
 from scaledl.callbacks.expert_load import ExpertLoad
 from scaledl.callbacks.metrics import Metrics
 from scaledl.distributed.parallelize import ModelBuilder
@@ -87,6 +89,14 @@ def test_loads_are_of_all_micro_batches_and_balance_once_a_step(fit, tmp_path: P
     }
     assert callback._steps == [1, 3, 5]
     assert (tmp_path / "plots" / "expert_load.png").stat().st_size > 1000
+
+
+def test_a_resumed_run_draws_all_its_steps(fit, tmp_path: Path, logged) -> None:
+    fit(ExpertLoad(max_columns=4), Checkpoint(every_n_steps=4), max_steps=4, task=task())
+    callback = ExpertLoad(max_columns=4)
+    fit(callback, Checkpoint(every_n_steps=9), max_steps=6, task=task(), resume=checkpoint.latest(tmp_path))
+    assert callback._steps == [1, 3, 5]
+    assert all(loads.shape == (2, 4) for loads in callback._loads)
 
 
 def test_a_bad_step_moves_no_bias(fit, logged) -> None:

@@ -3,11 +3,19 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.parallel import parallelize_module
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from scaledl.distributed.fsdp import FSDP, HSDP, tensor_parallel_plan
+from scaledl.distributed.expert_parallel import ExpertParallel
+from scaledl.distributed.fsdp import FSDP, HSDP, axis_of, tensor_parallel_plan
+from scaledl.distributed.pieces import Pieces
 from scaledl.layers.attention import Attention
 from scaledl.layers.feedforward import FeedForward
+from scaledl.layers.moe import Experts
 from scaledl.layers.transformer import TransformerBlock
 from scaledl.models.gpt import GPT
 
@@ -86,3 +94,41 @@ def test_copies_shards_and_matrix_parts_make_up_the_ranks(
     made = strategy(**arguments)
     assert (made.num_copies, made.shard_size, made.tensor_parallel_size) == layout
     assert made.strategy_name == name
+
+
+@pytest.mark.parametrize(
+    ("num_experts", "together", "placed", "share"),
+    [
+        (8, 1, (Shard(1),), (8, 1, 64)),
+        (32, 1, (Shard(0),), (1, 32, 64)),
+        (48, 1, (Shard(1),), (48, 1, 64)),
+        (8, 4, (Shard(1), Shard(0)), (2, 4, 64)),  # 8 ranks share 2 of 8 experts
+    ],
+)
+def test_experts_are_divided_evenly_over_more_ranks_than_there_are(
+    monkeypatch: pytest.MonkeyPatch, num_experts: int, together: int, placed: tuple, share: tuple
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "32")
+    monkeypatch.setattr(FSDP, "root_device", torch.device("cpu"))
+    torch.distributed.init_process_group("fake", rank=31, world_size=32, store=FakeStore())
+    try:
+        strategy = FSDP(tensor_parallel_size=together)
+        sizes = {"copy": 1, "shard": 32 // together, "tensor": together}
+        strategy._mesh = init_device_mesh("cpu", tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+        experts = Experts(64, num_experts, 32)
+        if together > 1:
+            parallelize_module(experts, strategy._mesh["tensor"], ExpertParallel(), src_data_rank=None)
+        strategy.shard(experts)
+        assert experts.up.placements == placed
+        assert experts.up.to_local().shape == share
+        (part,) = Pieces.of(experts.up).parts
+        assert [offset + size for offset, size in zip(part[0], share, strict=True)] == [num_experts, 32, 64]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_what_ranks_cannot_divide_evenly_is_padded_along_its_first_axis() -> None:
+    experts = Experts(5, 3, 7)
+    assert axis_of(experts.up, {experts.up}, 2) is None
+    assert axis_of(experts.up, {experts.up}, 5) == Shard(2)
+    assert axis_of(experts.up, set(), 5) is None

@@ -36,6 +36,12 @@ def test_few_matrices_leave_ranks_without_work() -> None:
     assert owners_of({"a": (4, 4), "b": (2, 8), "c": (8, 8)}, 2) == {"c": 0, "a": 1, "b": 1}
 
 
+def test_a_stack_is_as_dear_as_its_matrices() -> None:
+    sizes = {"a": (2, 8, 8), "b": (4, 2, 16), "c": (4, 2, 16)}  # 1,024 and twice 256; not 256 and twice 512
+    assert owners_of(sizes, 2, stacked=True) == {"a": 0, "b": 1, "c": 1}
+    assert owners_of(sizes, 2)["a"] == owners_of(sizes, 2)["b"]
+
+
 def places(parts: Parts) -> list[Place]:
     found, begin = [], 0
     for name, (start, stop) in parts.items():

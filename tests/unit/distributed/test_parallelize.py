@@ -2,12 +2,14 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 from omegaconf import open_dict
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scaledl import build as builds
@@ -17,12 +19,12 @@ from scaledl.distributed.parallelize import Checkpointing, ModelBuilder, blocks_
 from scaledl.models.gpt import GPT
 
 
-def make(dropout: float = 0.0) -> nn.Module:
-    return GPT(vocab_size=11, max_seq_len=8, dim=16, depth=2, num_heads=2, dropout=dropout)
+def make(**changes) -> nn.Module:
+    return GPT(**{"vocab_size": 11, "max_seq_len": 8, "dim": 16, "depth": 2, "num_heads": 2, **changes})
 
 
-def build(**arguments) -> nn.Module:
-    return ModelBuilder(make, **arguments)()
+def build(recipe: Callable[[], nn.Module] = make, **arguments) -> nn.Module:
+    return ModelBuilder(recipe, **arguments)()
 
 
 def loss_and_gradients(model: nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -85,16 +87,20 @@ class Count(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_selective_computes_again_what_is_cheap_and_nothing_else() -> None:
+PRODUCTS_OF = {None: ["aten.addmm.default"], 4: ["aten.addmm.default", "scaledl.grouped_linear.default"]}
+
+
+@pytest.mark.parametrize("num_experts", PRODUCTS_OF)
+def test_selective_computes_again_what_is_cheap_and_nothing_else(num_experts: int | None) -> None:
     calls = {}
     for kind in ("none", "selective", "full"):
-        model = build(activation_checkpointing=kind)
+        model = build(partial(make, num_experts=num_experts), activation_checkpointing=kind)
         with Count() as count:
             loss_and_gradients(model)
         calls[kind] = count.calls
-    products, attention = "aten.addmm.default", "aten._scaled_dot_product_flash_attention_for_cpu.default"
+    products, attention = PRODUCTS_OF[num_experts], "aten._scaled_dot_product_flash_attention_for_cpu.default"
     cheap = ("aten.gelu.default", "aten.native_layer_norm.default")
-    for operation in (products, attention):
+    for operation in (*products, attention):
         assert calls["none"][operation] == calls["selective"][operation] < calls["full"][operation]
     for operation in cheap:
         assert calls["none"][operation] < calls["selective"][operation] == calls["full"][operation]
@@ -128,6 +134,24 @@ def test_compile_changes_no_number_and_no_name() -> None:
     torch.testing.assert_close(loss, other_loss, rtol=1e-5, atol=1e-6)
     for name in gradients:
         torch.testing.assert_close(gradients[name], other_gradients[name], rtol=1e-4, atol=1e-6)
+
+
+@torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=False)  # so that it is restored
+@pytest.mark.parametrize("balance", ["bias", "loss"])
+def test_checkpointed_experts_compile_and_note_the_same(monkeypatch: pytest.MonkeyPatch, balance: str) -> None:
+    torch._dynamo.reset()
+    counter, compiles = CompileCounterWithBackend("aot_eager"), nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiles(module, backend=counter))
+    recipe = partial(make, num_experts=4, balance=balance)
+    plain, compiled = build(recipe), build(recipe, compile=True, activation_checkpointing="full")
+    found = []
+    for model in (plain, compiled):
+        ids = torch.arange(8).reshape(2, 4)
+        loss = model(ids).square().mean()
+        sum(model.auxiliary_losses().values(), loss).backward()
+        found.append((model.step_counts(), [parameter.grad for parameter in model.parameters()]))
+    assert counter.frame_count > 0
+    torch.testing.assert_close(found[1], found[0])
 
 
 FACTS = {"vocab_size": 11, "seq_len": 8, "in_dim": 4, "num_classes": 3, "in_channels": 1, "image_size": 32}

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from scaledl.distributed.parallelize import ModelBuilder
 from scaledl.layers.lora import LoRA, LoRALinear, is_adapted, merged, without_adapters
@@ -11,8 +12,8 @@ from scaledl.models.gpt import GPT
 IDS = torch.arange(8).reshape(2, 4)
 
 
-def make() -> nn.Module:
-    return GPT(vocab_size=11, max_seq_len=8, dim=16, depth=2, num_heads=2, activation="swiglu", dropout=0.0)
+def make(**changes) -> nn.Module:
+    return GPT(vocab_size=11, max_seq_len=8, dim=16, depth=2, num_heads=2, activation="swiglu", dropout=0.0, **changes)
 
 
 def adapted(**settings) -> nn.Module:
@@ -59,6 +60,30 @@ def test_merged_weights_compute_the_same_without_adapters() -> None:
     plain.load_state_dict(merged(model.state_dict(), 3.0))
     torch.testing.assert_close(plain(IDS), model(IDS))
     assert not torch.allclose(plain(IDS), ModelBuilder(make, seed=3)()(IDS), atol=1e-3)
+
+
+@pytest.mark.parametrize("chunk_tokens", [None, 3])
+def test_the_loss_in_chunks_is_that_of_an_adapted_head(chunk_tokens: int | None) -> None:
+    adapt = LoRA(rank=2, alpha=6.0, targets=["q", "head"])
+    model = perturbed(ModelBuilder(lambda: make(tie_embeddings=False), seed=3, adapt=adapt)())
+    labels = IDS.roll(-1, 1)
+
+    def chunked() -> Tensor:
+        return model.loss(IDS, labels, chunk_tokens=chunk_tokens)
+
+    def whole() -> Tensor:
+        return F.cross_entropy(model(IDS).flatten(0, 1), labels.flatten())
+
+    found, expected = (
+        (loss, *torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad]))
+        for loss in (chunked(), whole())
+    )
+    torch.testing.assert_close(found, expected)
+    with without_adapters(model):
+        torch.testing.assert_close(chunked(), whole())
+        assert chunked() != found[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(chunked(), found[0], rtol=0.01, atol=0.01)
 
 
 def test_adapters_are_switched_off_for_a_while() -> None:

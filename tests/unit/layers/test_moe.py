@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+from lightning.pytorch.plugins import HalfPrecision
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -172,6 +174,13 @@ def test_the_bias_stays_in_fp32_and_the_rest_computes_in_bf16() -> None:
         assert (y - expected).abs().mean() < 0.03 * expected.abs().mean()
 
 
+def test_the_bias_is_in_fp32_where_lightning_builds_a_model_in_bf16() -> None:
+    with HalfPrecision("bf16-true").module_init_context():
+        moe = make()
+    assert moe.router.bias.dtype == torch.float32
+    assert moe.experts.up.dtype == torch.bfloat16
+
+
 def test_a_share_of_the_experts_gives_a_share_of_the_sum() -> None:
     """As of tensor-parallel ranks, whose outputs are then added up; undefined rows must reach nothing."""
     moe, x = make(activation="swiglu"), tokens().flatten(0, 1).requires_grad_()
@@ -200,6 +209,22 @@ def test_grouped_products_and_their_gradients() -> None:
     x.requires_grad_(), weight.requires_grad_()
     assert torch.autograd.gradcheck(grouped_linear, (x, weight, ends))
     torch.library.opcheck(torch.ops.scaledl.grouped_linear, (x, weight, ends))
+
+
+@pytest.mark.parametrize(("width", "kernel"), [(24, True), (20, False)])
+def test_a_gpu_s_kernel_gets_rows_that_it_can_read(monkeypatch: pytest.MonkeyPatch, width: int, kernel: bool) -> None:
+    """Whose strides it checks without a GPU too: a multiple of 16 bytes, here and in the gradients."""
+    used, real = [], F.grouped_mm
+    monkeypatch.setattr(F, "grouped_mm", lambda *given, **named: used.append(given) or real(*given, **named))
+    with FakeTensorMode():
+        x, up, down = (
+            torch.empty(size, device="cuda", dtype=torch.bfloat16) for size in ((9, 16), (4, width, 16), (4, 16, width))
+        )
+        ends = torch.empty(4, device="cuda", dtype=torch.int32)
+        hidden = grouped_linear(x, up, ends)
+        assert hidden.shape == (9, width)
+        assert grouped_linear(hidden, down, ends).shape == (9, 16)
+    assert len(used) == 2 * kernel
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

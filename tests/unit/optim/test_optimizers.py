@@ -60,6 +60,17 @@ def test_matrices_of_one_shape_are_computed_together_and_kernels_as_matrices(mon
         assert direction.shape == whole.shape
 
 
+def test_a_stack_too_large_for_one_time_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scaledl.optim.muon._AT_ONCE", 40)  # three of 12 elements
+    counts = []
+    monkeypatch.setattr("scaledl.optim.muon.orthogonalize", lambda x: counts.append(len(x)) or orthogonalize(x))
+    wholes = [drawn(4, 3, 4, seed=0), drawn(3, 4, 3, seed=1).mT]
+    found = orthogonalize_all(wholes, stacked=True)
+    assert counts == [3, 3, 1]
+    for whole, direction in zip(wholes, found, strict=True):
+        torch.testing.assert_close(direction, orthogonalize(whole))
+
+
 def test_stacked_matrices_step_as_each_alone() -> None:
     class Experts(nn.Module):
         stacked = True

@@ -94,6 +94,13 @@ def test_a_tensor_parallel_rank_holds_its_share_of_the_matrices() -> None:
     assert two.exchanged == 3 * (2 + 4) * 4 * 24 * 32 * 4  # two sums forward, four of gradients, in 3 blocks
 
 
+def test_a_tensor_parallel_rank_holds_its_share_of_the_experts() -> None:
+    experts = {"num_experts": 4, "hidden_dim": 16, "bias": False}
+    one, two = (simulate(task(**experts), BATCH, tensor_parallel_size=size) for size in (1, 2))
+    assert one.parameters[0] - two.parameters[0] == (4 * 32 * 32 + 4 * 2 * 32 * 16) // 2
+    assert two.exchanged == 3 * (2 + 4) * 4 * 24 * 32 * 4  # as many as of a dense layer with one matrix that reads
+
+
 def test_gradients_of_the_step_before_count_in_the_forward_pass() -> None:
     found = simulate(task(), BATCH)
     gradients = sum(parameter.numel() for parameter in task().model_builder.on_meta().parameters()) * 4

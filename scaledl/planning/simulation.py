@@ -23,7 +23,7 @@ from scaledl.distributed import parallelize
 from scaledl.distributed.fsdp import tensor_parallel_plan
 from scaledl.distributed.noise import Noise
 from scaledl.distributed.parallelize import blocks_of
-from scaledl.optim.groups import needs_of, parameter_groups
+from scaledl.optim.groups import groups_of
 from scaledl.tasks.base import Task
 
 REST = -1  # what is in no block: embeddings, the last norm, the head, the loss
@@ -144,7 +144,7 @@ def simulate_optimizer(task: Task, precision: str = "32-true", tensor_parallel_s
     step = Simulation()
     with _without_memory():
         model = _model(task, tensor_parallel_size, precision == "bf16-true", Simulation())
-        optimizer = task.make_optimizer(parameter_groups(model, "whole_matrices" in needs_of(task.make_optimizer)))
+        optimizer = task.make_optimizer(groups_of(task.make_optimizer, model))
         fused = optimizer.defaults.get("fused", False) is None  # tasks/base.py takes the fused one where there is one
         if fused and "foreach" in optimizer.defaults:  # the same states, in fewer operations
             for group in optimizer.param_groups:

@@ -10,7 +10,9 @@ from torch import Tensor
 from scaledl.distributed.noise import Noise
 from scaledl.distributed.parallelize import ModelBuilder
 from scaledl.models.gpt import GPT
+from scaledl.optim.groups import groups_of
 from scaledl.optim.lion import Lion
+from scaledl.optim.muon import Muon
 from scaledl.planning.simulation import REST, simulate, simulate_optimizer
 from scaledl.tasks.base import Task
 
@@ -108,12 +110,13 @@ def test_gradients_of_the_step_before_count_in_the_forward_pass() -> None:
         (torch.optim.SGD, 0),
         (Lion, 1),
         (torch.optim.RMSprop, 1),
+        (Muon, 1.12),  # two of embeddings, biases and gains, one of the matrices inside
     ],
 )
-def test_an_optimizer_has_the_states_that_it_really_makes(make, states: int) -> None:
+def test_an_optimizer_has_the_states_that_it_really_makes(make, states: float) -> None:
     planned = simulate_optimizer(task(make))
     model = ModelBuilder(partial(GPT, 61, 24, **SIZES))()
-    optimizer = make(model.parameters(), lr=0.1)
+    optimizer = make(groups_of(make, model), lr=0.1)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

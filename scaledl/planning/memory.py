@@ -119,7 +119,7 @@ def _fsdp(layout: Layout, passed: Simulation) -> float:
     that they came or the next ones come through, and in the backward pass the buffer through which the gradients of
     the block before leave, in fp32.
     """
-    of = passed.parameters
+    of, trained = passed.parameters, passed.trained
     size = passed.weights / sum(of.values())  # bytes of a gathered parameter
 
     def at(place: tuple[int, int]) -> float:
@@ -129,9 +129,9 @@ def _fsdp(layout: Layout, passed: Simulation) -> float:
         gathered = rest + own + beside
         if not layout.reshard_after_forward:
             gathered = sum(of.values()) + beside
-        leaving = FP32 * of.get(block + 1, 0) if phase and block != REST else 0
+        leaving = FP32 * trained.get(block + 1, 0) if phase and block != REST else 0
         if phase and block == REST:
-            leaving = FP32 * max(of.get(0, 0), rest)
+            leaving = FP32 * max(trained.get(0, 0), trained.get(REST, 0))
         return passed.sharded_peaks[place] + size * gathered + leaving
 
     return max(at(place) for place in passed.sharded_peaks)

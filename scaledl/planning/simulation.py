@@ -23,6 +23,7 @@ from scaledl.distributed import parallelize
 from scaledl.distributed.fsdp import tensor_parallel_plan
 from scaledl.distributed.noise import Noise
 from scaledl.distributed.parallelize import blocks_of
+from scaledl.layers.lora import is_adapted
 from scaledl.optim.groups import groups_of
 from scaledl.tasks.base import Task
 
@@ -44,7 +45,7 @@ class Simulation:
     """Bytes and FLOPs of one micro-batch on one device.
 
     Attributes:
-        parameters: their number by the block they belong to, REST for none.
+        parameters: their number by the block they belong to, REST for none; `trained` is of those that learn.
         peaks: the most bytes of (phase, block) besides weights and gradients, phase 0 forward and 1 backward.
         sharded_peaks: the same where a gradient is given away only when its block's backward pass has ended (FSDP).
         with_gradients: the most bytes of those and of gradients together, of a step whose forward pass still finds
@@ -55,6 +56,7 @@ class Simulation:
     """
 
     parameters: dict[int, int] = field(default_factory=dict)
+    trained: dict[int, int] = field(default_factory=dict)
     weights: int = 0
     buffers: int = 0
     peaks: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -115,8 +117,11 @@ def simulate(
             found.buffers = sum(buffer.nbytes for buffer in model.buffers())
             place = {module: index for index, block in enumerate(blocks_of(model)) for module in block.modules()}
             for module in model.modules():
-                count = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-                found.parameters[place.get(module, REST)] = found.parameters.get(place.get(module, REST), 0) + count
+                block = place.get(module, REST)
+                for parameter in module.parameters(recurse=False):
+                    found.parameters[block] = found.parameters.get(block, 0) + parameter.numel()
+                    if parameter.requires_grad:
+                        found.trained[block] = found.trained.get(block, 0) + parameter.numel()
             _give_gradients(model)
             _wrap(model, checkpointing)
             inputs = {name: _fake(tensor, in_bf16) for name, tensor in batch.items()}
@@ -184,8 +189,16 @@ def _give_gradients(model: nn.Module) -> None:
 
 
 def _model(task: Task, tensor_parallel_size: int, in_bf16: bool, found: Simulation) -> nn.Module:
-    """The model as one tensor-parallel rank holds it."""
+    """The model as one tensor-parallel rank holds it.
+
+    Raises:
+        ValueError: it cannot be divided so.
+    """
     model = task.model_builder.make().train()
+    if task.model_builder.adapt is not None:
+        task.model_builder.adapt(model)
+    if tensor_parallel_size > 1 and is_adapted(model):
+        raise ValueError("lora needs whole matrices, which tensor parallelism divides; strategy=fsdp leaves them whole")
     for module in model.modules() if in_bf16 else ():
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             if tensor.is_floating_point():

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from scaledl.distributed.noise import Noise
 from scaledl.distributed.parallelize import ModelBuilder
+from scaledl.layers.lora import LoRA
 from scaledl.models.gpt import GPT
 from scaledl.optim.groups import groups_of
 from scaledl.optim.lion import Lion
@@ -29,8 +30,8 @@ class NextToken(Task):
         return {"loss": F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())}
 
 
-def task(make_optimizer=torch.optim.AdamW, **arguments) -> Task:
-    return NextToken(ModelBuilder(partial(GPT, 61, 24, **(SIZES | arguments))), make_optimizer)
+def task(make_optimizer=torch.optim.AdamW, adapt: LoRA | None = None, **arguments) -> Task:
+    return NextToken(ModelBuilder(partial(GPT, 61, 24, **(SIZES | arguments)), adapt=adapt), make_optimizer)
 
 
 def really_saved(checkpointing: str) -> int:
@@ -123,6 +124,21 @@ def test_an_optimizer_has_the_states_that_it_really_makes(make, states: float) -
     real = sum(value.nbytes for state in optimizer.state.values() for value in state.values() if value is not None)
     assert planned.states == pytest.approx(real, rel=1e-3)
     assert planned.states == pytest.approx(states * planned.weights, rel=0.02)
+
+
+def test_of_an_adapted_model_the_adapters_alone_learn() -> None:
+    whole, adapted = task(), task(adapt=LoRA(rank=2))
+    learn = {n: p.numel() for n, p in adapted.model_builder.on_meta().named_parameters() if ".lora_" in n}
+    planned, before = simulate_optimizer(adapted), simulate_optimizer(whole)
+    assert planned.trained == sum(learn.values())
+    assert planned.gradients == planned.weights - before.weights == 4 * planned.trained
+    assert planned.states == pytest.approx(2 * planned.gradients, rel=0.02)
+    passed = simulate(adapted, BATCH)
+    assert sum(passed.trained.values()) == planned.trained
+    assert sum(passed.parameters.values()) * 4 == planned.weights
+    assert passed.with_gradients - passed.work < simulate(whole, BATCH).with_gradients - passed.work
+    with pytest.raises(ValueError, match="lora needs whole matrices"):
+        simulate(adapted, BATCH, tensor_parallel_size=2)
 
 
 def test_nothing_is_left_in_the_task() -> None:

@@ -98,7 +98,7 @@ def memory_of(
     ranks, averaged = layout.shards, FP32 * masters.trained * average
     if layout.kind == "zero":
         return _zero(layout, passed, masters, averaged, accumulation > 1, on_host)
-    weights, states = masters.weights / ranks, (masters.states + averaged) / ranks
+    weights, states = (masters.weights + masters.frozen) / ranks, (masters.states + averaged) / ranks
     gradients = masters.gradients / ranks
     if layout.kind == "whole":
         kept = accumulation > 1 or layout.copies > 1  # DDP's buckets stay from step to step
@@ -142,15 +142,15 @@ def _zero(
 ) -> Memory:
     """ZeRO: weights as computed with, fp32 masters and states in shards, gradients in a bucket of a fixed size."""
     ranks, count = layout.shards, sum(passed.parameters.values())
-    size = passed.weights / count
+    size, whole = passed.weights / count, float(passed.weights + passed.frozen)
     optimizer = (FP32 * masters.trained + masters.states + averaged) / ranks
     bucket = size * (min(count, REDUCE_BUCKET) if on_host else REDUCE_BUCKET * (2 if layout.stage < 3 else 1))
     shard = size * masters.trained / ranks
     gradients = size * masters.trained if layout.stage == 1 else shard
     if layout.stage == 3:
-        weights, gathered = passed.weights / ranks, size * min(count, MAX_LIVE)
+        weights, gathered = whole / ranks, min(whole, size * MAX_LIVE)
     else:
-        weights, gathered = float(passed.weights), 0.0
+        weights, gathered = whole, 0.0
     if layout.offload:
         optimizer, gradients = 0.0, shard
         weights = 0.0 if layout.stage == 3 else weights

@@ -84,7 +84,7 @@ def _communication(
         )
     if layout.kind == "fsdp":
         gathers = 2 if layout.reshard_after_forward else 1
-        beside = _ring(gathers * weights + FP32 * trained, n, link)
+        beside = _ring(gathers * weights + passed.frozen + FP32 * trained, n, link)
         if copies > 1:
             more = _ring(2 * FP32 * trained / n, copies, _link(device, copies, n * layout.tensor_parallel))
             beside = (beside[0] + more[0], beside[1] + more[1])
@@ -92,7 +92,7 @@ def _communication(
     size = weights / sum(passed.parameters.values())
     if layout.stage == 3:
         gathers = 2 if sum(passed.parameters.values()) > MAX_LIVE else 1
-        return _ring(gathers * weights + size * trained, n, link), between, (0.0, 0.0)
+        return _ring(gathers * weights + passed.frozen + size * trained, n, link), between, (0.0, 0.0)
     if layout.stage == 1:
         return (0.0, 0.0), between, _ring(2 * size * trained, n, link)
     reduced = gathered = _ring(size * trained, n, link)

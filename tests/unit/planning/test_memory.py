@@ -61,6 +61,14 @@ def test_gradients_leave_only_of_what_is_trained() -> None:
     assert of(layout)[4] - of(layout, adapted)[4] == 4 * (400 - 10)
 
 
+def test_a_frozen_copy_lies_where_the_weights_do() -> None:
+    passed, masters = replace(LOW, frozen=2000), replace(MASTERS, frozen=4000)
+    layouts = [Layout("", "whole", copies=4), *(Layout("", "zero", shards=4, stage=stage) for stage in (2, 3))]
+    layouts.append(Layout("", "fsdp", shards=4))
+    more = [[b - a for a, b in zip(of(layout, LOW), of(layout, passed, masters), strict=True)] for layout in layouts]
+    assert more == [[4000, 0, 0, 0, 0], [2000, 0, 0, 0, 0], [500, 0, 0, 0, 2000], [1000, 0, 0, 0, 0]]
+
+
 def test_offload_leaves_the_shards_to_the_host() -> None:
     assert of(Layout("fsdp", "fsdp", shards=4, offload=True))[:3] == [0, 0, 0]
 

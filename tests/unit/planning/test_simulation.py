@@ -16,6 +16,7 @@ from scaledl.optim.lion import Lion
 from scaledl.optim.muon import Muon
 from scaledl.planning.simulation import REST, simulate, simulate_optimizer
 from scaledl.tasks.base import Task
+from scaledl.tasks.dpo import DPO
 
 SIZES = {"dim": 32, "depth": 3, "num_heads": 2}
 IDS = torch.zeros(4, 24, dtype=torch.int64)
@@ -139,6 +140,28 @@ def test_of_an_adapted_model_the_adapters_alone_learn() -> None:
     assert passed.with_gradients - passed.work < simulate(whole, BATCH).with_gradients - passed.work
     with pytest.raises(ValueError, match="lora needs whole matrices"):
         simulate(adapted, BATCH, tensor_parallel_size=2)
+
+
+class OfItself(DPO):
+    configure_model = Task.configure_model  # no copy
+
+
+@pytest.mark.parametrize(("adapt", "copies"), [(None, 1), (LoRA(rank=2), 0)], ids=["copy", "adapters"])
+def test_a_reference_of_its_own_is_held_and_learns_nothing(adapt: LoRA | None, copies: int) -> None:
+    planned = DPO(task(adapt=adapt).model_builder, torch.optim.AdamW)
+    batch = {name: ids.view(2, 2, 24) for name, ids in BATCH.items()}
+    for _ in range(2):
+        masters = simulate_optimizer(planned)
+        assert masters.frozen == copies * masters.weights
+        assert simulate(planned, batch, precision="bf16-true").frozen == masters.frozen / 2
+        assert planned.model is planned.reference is None
+    if copies:
+        alone = simulate_optimizer(task())
+        assert (masters.trained, masters.gradients, masters.states) == (alone.trained, alone.gradients, alone.states)
+        one, two = (simulate(planned, batch, tensor_parallel_size=size) for size in (1, 2))
+        itself = simulate(OfItself(task().model_builder, torch.optim.AdamW), batch)
+        assert (one.work, one.weights) == (itself.work, itself.weights)
+        assert two.exchanged == 3 * (2 + 2 + 4) * 4 * 24 * 32 * 4  # the reference's two sums forward, besides
 
 
 def test_nothing_is_left_in_the_task() -> None:

@@ -131,7 +131,7 @@ def simulate(
             _wrap(model, checkpointing)
             inputs = {name: _fake(tensor, in_bf16) for name, tensor in batch.items()}
             task.noise = Noise(task.model_builder.seed, torch.zeros(1, dtype=torch.int64))
-            with _Recorder(task, found) as recorder:
+            with _Recorder(task, found, tensor_parallel_size) as recorder:
                 recorder.hold(*inputs.values())
                 with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
                     loss = task.objective(inputs)["loss"]
@@ -230,22 +230,25 @@ def _model(task: Task, tensor_parallel_size: int, in_bf16: bool, found: Simulati
         for block in blocks_of(model) or [model]:
             for path, style in tensor_parallel_plan(block, tensor_parallel_size).items():
                 layer = block.get_submodule(path)
-                if style in ("colwise", "rowwise"):
-                    _cut(layer, 0 if style == "colwise" else 1, tensor_parallel_size)
+                if style in ("colwise", "rowwise", "experts"):
+                    _cut(layer, 1 if style == "rowwise" else 0, tensor_parallel_size)
                     layer.register_forward_hook(partial(_exchange, found, style))
     return model
 
 
 def _exchange(found: Simulation, style: str, layer: nn.Module, arguments: tuple, result: Tensor) -> None:
-    """Ranks sum what a layer divided by inputs returns, and the gradient of what one divided by outputs reads."""
-    if style == "rowwise":
+    """Ranks sum what a layer divided by inputs returns, and the gradient of what one divided by outputs reads.
+
+    Of experts they sum both.
+    """
+    if style in ("rowwise", "experts"):
         found.exchanged += result.nbytes
-    elif torch.is_grad_enabled():
-        found.exchanged += arguments[0].nbytes
+    if style in ("colwise", "experts") and torch.is_grad_enabled():
+        found.exchanged += sum(each.nbytes for each in arguments if each.is_floating_point())
 
 
 def _cut(layer: nn.Module, axis: int, size: int) -> None:
-    """Leave a linear layer its share of the outputs (axis 0) or the inputs (axis 1)."""
+    """Leave a linear layer its share of the outputs (axis 0) or the inputs (axis 1), or experts some of them (0)."""
     for name, parameter in list(layer.named_parameters(recurse=False)):
         if axis < parameter.ndim:
             share = parameter.detach().chunk(size, axis)[0].clone()
@@ -265,8 +268,9 @@ def _wrap(model: nn.Module, checkpointing: parallelize.Checkpointing) -> None:
 class _Recorder(TorchDispatchMode):
     """Follows every storage from the operation that makes it until nothing holds it."""
 
-    def __init__(self, task: Task, found: Simulation) -> None:
+    def __init__(self, task: Task, found: Simulation, ranks: int = 1) -> None:
         super().__init__()
+        self.ranks = ranks
         self.task, self.model, self.found = task, task.model, found
         self.work = self.most = 0  # bytes now, and at most
         self._old_gradients = sum(p.grad.nbytes for p in self.model.parameters() if p.grad is not None)
@@ -370,6 +374,8 @@ class _Recorder(TorchDispatchMode):
         if func.is_view or not made or func._schema.name in _FREE:
             return
         kind, flops = _flops_of(func, args, named, result)
+        if func.namespace == "scaledl":  # experts: of all rows, a rank computes those of its own
+            flops /= self.ranks
         size = min((each.element_size() for each in made if each.is_floating_point()), default=8)
         cost = self.found.costs.setdefault((kind, size), Cost())
         cost.count += 1

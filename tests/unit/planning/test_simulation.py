@@ -98,6 +98,18 @@ def test_a_tensor_parallel_rank_holds_its_share_of_the_matrices() -> None:
     assert two.exchanged == 3 * (2 + 4) * 4 * 24 * 32 * 4  # two sums forward, four of gradients, in 3 blocks
 
 
+def test_a_tensor_parallel_rank_holds_some_of_the_experts() -> None:
+    moe = task(num_experts=4, experts_per_token=2, hidden_dim=48)
+    one, two = (simulate(moe, BATCH, tensor_parallel_size=size) for size in (1, 2))
+    attention, experts = 4 * 32 * 32 + 3 * 32, 4 * 2 * 32 * 48
+    assert one.parameters[0] - two.parameters[0] == (attention + experts) // 2
+    tokens = 4 * 24
+    # of attention one sum forward and three of gradients; of experts one each, and the gradient of two weights a token
+    assert two.exchanged == 3 * ((1 + 3 + 2) * tokens * 32 * 4 + tokens * 2 * 4)
+    divided = 3 * 3 * 2 * tokens * (4 * 32 * 32 + 2 * 2 * 32 * 48) / 2  # forward, and twice that backward
+    assert one.costs["matrix", 4].flops - two.costs["matrix", 4].flops == divided
+
+
 def test_gradients_of_the_step_before_count_in_the_forward_pass() -> None:
     found = simulate(task(), BATCH)
     gradients = sum(parameter.numel() for parameter in task().model_builder.on_meta().parameters()) * 4

@@ -165,13 +165,17 @@ class Training:
                 cluster.device,
                 accumulation=row.accumulation,
                 compiled=self.config.compile,
-                tf32=torch.get_float32_matmul_precision() != "highest",
+                tf32=self.tf32,
             )
         return row
 
     @property
     def keeps_average(self) -> bool:
         return any(node and node["_target_"].endswith(".EMA") for node in self.config.callbacks.values())
+
+    @property
+    def tf32(self) -> bool:
+        return torch.get_float32_matmul_precision() != "highest"
 
     def _masters(self, layout: Layout) -> Masters:
         size = layout.tensor_parallel
@@ -286,7 +290,7 @@ def _samples_to_train(training: Training, tokens: float | None) -> float | None:
 
 def _facts(row: Row, training: Training, cluster: Cluster, samples: float | None) -> dict[str, Any]:
     rate = row.samples_per_second
-    peak = cluster.device.peak(training.config.precision)
+    peak = cluster.device.peak(training.config.precision, training.tf32)
     days = samples / rate / DAY if samples and rate else None
     return {
         "strategy": row.layout.name,

@@ -261,8 +261,10 @@ def _fake(tensor: Tensor, in_bf16: bool) -> Tensor:
 
 
 def _wrap(model: nn.Module, checkpointing: parallelize.Checkpointing) -> None:
-    for parent, name, block in parallelize._blocks(model) if checkpointing != "none" else ():
-        setattr(parent, name, parallelize.checkpointed(block, checkpointing))
+    names = {module: name for name, module in model.named_modules()}
+    for block in blocks_of(model):
+        parent, _, name = names[block].rpartition(".")
+        setattr(model.get_submodule(parent), name, parallelize.checkpointed(block, checkpointing))
 
 
 class _Recorder(TorchDispatchMode):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,6 +36,21 @@ def flops_of_sample(task: Task, batch: dict[str, Tensor]) -> int | None:
     finally:
         task.model = task.noise = None  # type: ignore[assignment]
     return int(counter.get_total_flops())
+
+
+def usual_sample(train_set: Any) -> dict[str, Tensor]:
+    """A batch of the one sample whose length is nearest the mean; the first where all are alike."""
+    lengths = _lengths(train_set)
+    return train_set.__getitems__(np.abs(lengths - lengths.mean()).argmin(keepdims=True))
+
+
+def longest_sample(train_set: Any) -> dict[str, Tensor]:
+    """A batch of the longest sample alone."""
+    return train_set.__getitems__(_lengths(train_set).argmax(keepdims=True))
+
+
+def _lengths(train_set: Any) -> np.ndarray:
+    return train_set.lengths(np.arange(len(train_set))) if hasattr(train_set, "lengths") else np.zeros(1)
 
 
 def utilization(flops_per_sample: int | None, samples_per_second: float | None, peak: float | None) -> float | None:

@@ -1,6 +1,7 @@
 """Devices by name: what they compute, hold and send at most, from their makers' data sheets."""
 
 import difflib
+import re
 from dataclasses import dataclass
 
 _TERA, _GIGA, _GIBI = 1e12, 1e9, 2**30
@@ -95,6 +96,9 @@ _SAID = {
 }
 
 
+_OTHER = ("nvl", "laptop", "d", "mig")  # words of slower kin, and of a part, of a device
+
+
 def device(name: str) -> Device:
     """The device of a key of DEVICES.
 
@@ -111,10 +115,11 @@ def device(name: str) -> Device:
 def device_called(said: str) -> Device | None:
     """The device that PyTorch calls so, or None if it is not in the table."""
     words = said.lower().replace("_", " ")
+    if any(_is_in(word, words) for word in _OTHER):
+        return None
     return next((DEVICES[key] for part, key in _SAID.items() if _is_in(part, words)), None)
 
 
 def _is_in(part: str, words: str) -> bool:
-    """As words: `l4` is not in `l40`, `a100` is in `a100-sxm4-80gb`."""
-    at = words.find(part)
-    return at >= 0 and not words[at + len(part) : at + len(part) + 1].isalnum()
+    """As words: `l4` is not in `l40` and `h200` not in `gh200`, `a100` is in `a100-sxm4-80gb`."""
+    return re.search(rf"\b{part}\b", words) is not None

@@ -8,7 +8,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
@@ -20,7 +19,7 @@ from scaledl.config.compose import compose
 from scaledl.config.folders import options
 from scaledl.config.rules import micro_batch_of
 from scaledl.config.validate import ConfigError
-from scaledl.flops import flops_of_sample, utilization
+from scaledl.flops import flops_of_sample, longest_sample, usual_sample, utilization
 from scaledl.hardware import Device, device
 from scaledl.planning.choose import Row, fits, largest_that_fits, recommended
 from scaledl.planning.memory import Layout, Memory, layout_of, memory_of
@@ -72,9 +71,10 @@ class Training:
         self.words = [word for word in words if not word.startswith("strategy")]
         self.folders = folders
         self.config = composed([*self.words, "strategy=single"], folders, allowed)
-        self.sample, self.tokens_per_sample = _sample(self.config)
+        self.sample, self.longest, self.tokens_per_sample = _samples(self.config)
         self.task: Task = build.task(self.config, build.model(self.config))
         self._simulated: dict[tuple, Simulation] = {}
+        self._alike = all(self.longest[name].shape == each.shape for name, each in self.sample.items())
         self._optimized: dict[int, Masters] = {}
 
     @cached_property
@@ -85,12 +85,17 @@ class Training:
     def flops_per_sample(self) -> int | None:
         return flops_of_sample(self.task, self.sample)
 
-    def simulated(self, samples: int, tensor_parallel_size: int = 1, low_weights: bool = False) -> Simulation:
-        key = (samples, tensor_parallel_size, low_weights)
+    def simulated(
+        self, samples: int, tensor_parallel_size: int = 1, low_weights: bool = False, longest: bool = False
+    ) -> Simulation:
+        """A micro-batch of samples of mean length, or all as long as the longest."""
+        longest = longest and not self._alike
+        key = (samples, tensor_parallel_size, low_weights, longest)
         if key not in self._simulated:
+            of = self.longest if longest else self.sample
             self._simulated[key] = simulate(
                 self.task,
-                {name: tensor.expand(samples, *tensor.shape[1:]) for name, tensor in self.sample.items()},
+                {name: tensor.expand(samples, *tensor.shape[1:]) for name, tensor in of.items()},
                 precision=self.config.precision,
                 low_weights=low_weights,
                 tensor_parallel_size=tensor_parallel_size,
@@ -137,7 +142,7 @@ class Training:
         def memory_at(samples: int) -> Memory:
             return memory_of(
                 layout,
-                passed(samples),
+                passed(samples, longest=True),
                 masters(),
                 accumulation=share // samples,
                 average=self.keeps_average,
@@ -160,7 +165,7 @@ class Training:
                 cluster.device,
                 accumulation=row.accumulation,
                 compiled=self.config.compile,
-                tf32=torch.get_float32_matmul_precision() != "highest",
+                tf32=self.tf32,
             )
         return row
 
@@ -168,17 +173,21 @@ class Training:
     def keeps_average(self) -> bool:
         return any(node and node["_target_"].endswith(".EMA") for node in self.config.callbacks.values())
 
+    @property
+    def tf32(self) -> bool:
+        return torch.get_float32_matmul_precision() != "highest"
+
     def _masters(self, layout: Layout) -> Masters:
         size = layout.tensor_parallel
         if size not in self._optimized:
             self._optimized[size] = simulate_optimizer(self.task, self.config.precision, size)
         return self._optimized[size]
 
-    def _passed(self, layout: Layout, samples: int) -> Simulation:
+    def _passed(self, layout: Layout, samples: int, longest: bool = False) -> Simulation:
         """With the weights as `layout` computes with them: ZeRO and FSDP have them in bf16 under mixed precision."""
         low = layout.kind == "zero" and self.config.precision != "32-true"
         low |= layout.kind == "fsdp" and self.config.precision == "bf16-mixed"
-        return self.simulated(samples, layout.tensor_parallel, low)
+        return self.simulated(samples, layout.tensor_parallel, low, longest)
 
 
 def plan(
@@ -224,8 +233,8 @@ def plan(
     return rows
 
 
-def _sample(config: DictConfig) -> tuple[dict[str, Tensor], int]:
-    """One training sample, of which only shapes matter, and its tokens.
+def _samples(config: DictConfig) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+    """A training sample of mean length and the longest, of which only shapes matter, and the mean of their tokens.
 
     Text of a given vocabulary is known without reading it. What is not known must come with Python or a library: it is
     prepared in a folder that is gone afterwards.
@@ -235,7 +244,7 @@ def _sample(config: DictConfig) -> tuple[dict[str, Tensor], int]:
         length = config.data.seq_len
         ids = torch.zeros(1, length, dtype=torch.int64)
         ids_by_name = {"input_ids": ids, "labels": ids} | ({"document_ids": ids} if config.data.document_mask else {})
-        return ids_by_name, length
+        return ids_by_name, ids_by_name, length
     if text and (config.data.path or config.data.dataset):
         raise ValueError(
             "a plan reads no data, and how many tokens there are is known only from it: set data.vocab_size=..."
@@ -248,9 +257,10 @@ def _sample(config: DictConfig) -> tuple[dict[str, Tensor], int]:
         train = data.split("train")
         assert train is not None
         build.settle_steps(config, len(train))
-        return {
-            name: tensor.clone() for name, tensor in train.__getitems__(np.arange(1)).items()
-        }, data.tokens_per_sample
+        usual, longest = (
+            {name: tensor.clone() for name, tensor in of.items()} for of in (usual_sample(train), longest_sample(train))
+        )
+        return usual, longest, data.tokens_per_sample
 
 
 def _sizes(name: str, cluster: Cluster) -> list[list[str]]:
@@ -280,7 +290,7 @@ def _samples_to_train(training: Training, tokens: float | None) -> float | None:
 
 def _facts(row: Row, training: Training, cluster: Cluster, samples: float | None) -> dict[str, Any]:
     rate = row.samples_per_second
-    peak = cluster.device.peak(training.config.precision)
+    peak = cluster.device.peak(training.config.precision, training.tf32)
     days = samples / rate / DAY if samples and rate else None
     return {
         "strategy": row.layout.name,

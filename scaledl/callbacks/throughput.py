@@ -5,10 +5,9 @@ import time
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 
-from scaledl.flops import flops_of_sample, utilization
+from scaledl.flops import flops_of_sample, usual_sample, utilization
 from scaledl.hardware import device_called
 
 
@@ -36,7 +35,7 @@ class Throughput(pl.Callback):
             peak = known.peak(str(trainer.precision), tf32=torch.get_float32_matmul_precision() != "highest")
         if stage == "fit" and peak is not None:
             train_set = trainer.datamodule.split("train")  # type: ignore[attr-defined]
-            self.flops_per_sample = flops_of_sample(pl_module, train_set.__getitems__(np.arange(1)))
+            self.flops_per_sample = flops_of_sample(pl_module, usual_sample(train_set))
             self._peak = peak * trainer.world_size
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -41,6 +41,11 @@ def parameter_groups(model: nn.Module, by_use: bool = False) -> list[dict[str, A
     return [groups[key] for key in sorted(groups, key=lambda key: not key[0])]
 
 
+def groups_of(make_optimizer: Callable, model: nn.Module) -> list[dict[str, Any]]:
+    """The parameter groups of a model as the optimiser that is made wants them."""
+    return parameter_groups(model, by_use="hidden_groups" in needs_of(make_optimizer))
+
+
 def needs_of(make_optimizer: Callable) -> tuple[str, ...]:
     """What the optimiser that is made needs of a strategy (see `RunState.cannot`); `hidden_groups` it gets by use."""
     made = getattr(make_optimizer, "func", make_optimizer)

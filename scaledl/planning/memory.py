@@ -98,7 +98,7 @@ def memory_of(
     ranks, averaged = layout.shards, FP32 * masters.trained * average
     if layout.kind == "zero":
         return _zero(layout, passed, masters, averaged, accumulation > 1, on_host)
-    weights, states = masters.weights / ranks, (masters.states + averaged) / ranks
+    weights, states = (masters.weights + masters.frozen) / ranks, (masters.states + averaged) / ranks
     gradients = masters.gradients / ranks
     if layout.kind == "whole":
         kept = accumulation > 1 or layout.copies > 1  # DDP's buckets stay from step to step
@@ -119,7 +119,7 @@ def _fsdp(layout: Layout, passed: Simulation) -> float:
     that they came or the next ones come through, and in the backward pass the buffer through which the gradients of
     the block before leave, in fp32.
     """
-    of = passed.parameters
+    of, trained = passed.parameters, passed.trained
     size = passed.weights / sum(of.values())  # bytes of a gathered parameter
 
     def at(place: tuple[int, int]) -> float:
@@ -129,9 +129,9 @@ def _fsdp(layout: Layout, passed: Simulation) -> float:
         gathered = rest + own + beside
         if not layout.reshard_after_forward:
             gathered = sum(of.values()) + beside
-        leaving = FP32 * of.get(block + 1, 0) if phase and block != REST else 0
+        leaving = FP32 * trained.get(block + 1, 0) if phase and block != REST else 0
         if phase and block == REST:
-            leaving = FP32 * max(of.get(0, 0), rest)
+            leaving = FP32 * max(trained.get(0, 0), trained.get(REST, 0))
         return passed.sharded_peaks[place] + size * gathered + leaving
 
     return max(at(place) for place in passed.sharded_peaks)
@@ -142,15 +142,15 @@ def _zero(
 ) -> Memory:
     """ZeRO: weights as computed with, fp32 masters and states in shards, gradients in a bucket of a fixed size."""
     ranks, count = layout.shards, sum(passed.parameters.values())
-    size = passed.weights / count
+    size, whole = passed.weights / count, float(passed.weights + passed.frozen)
     optimizer = (FP32 * masters.trained + masters.states + averaged) / ranks
     bucket = size * (min(count, REDUCE_BUCKET) if on_host else REDUCE_BUCKET * (2 if layout.stage < 3 else 1))
     shard = size * masters.trained / ranks
     gradients = size * masters.trained if layout.stage == 1 else shard
     if layout.stage == 3:
-        weights, gathered = passed.weights / ranks, size * min(count, MAX_LIVE)
+        weights, gathered = whole / ranks, min(whole, size * MAX_LIVE)
     else:
-        weights, gathered = float(passed.weights), 0.0
+        weights, gathered = whole, 0.0
     if layout.offload:
         optimizer, gradients = 0.0, shard
         weights = 0.0 if layout.stage == 3 else weights

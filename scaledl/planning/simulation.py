@@ -6,7 +6,7 @@ counted is what PyTorch would allocate: activations, what is kept twice in anoth
 
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +23,8 @@ from scaledl.distributed import parallelize
 from scaledl.distributed.fsdp import tensor_parallel_plan
 from scaledl.distributed.noise import Noise
 from scaledl.distributed.parallelize import blocks_of
-from scaledl.optim.groups import needs_of, parameter_groups
+from scaledl.layers.lora import is_adapted
+from scaledl.optim.groups import groups_of
 from scaledl.tasks.base import Task
 
 REST = -1  # what is in no block: embeddings, the last norm, the head, the loss
@@ -44,9 +45,10 @@ class Simulation:
     """Bytes and FLOPs of one micro-batch on one device.
 
     Attributes:
-        parameters: their number by the block they belong to, REST for none.
+        parameters: their number by the block they belong to, REST for none; `trained` is of those that learn.
         peaks: the most bytes of (phase, block) besides weights and gradients, phase 0 forward and 1 backward.
         sharded_peaks: the same where a gradient is given away only when its block's backward pass has ended (FSDP).
+        frozen: bytes of models that the task keeps besides its own, and that learn nothing.
         with_gradients: the most bytes of those and of gradients together, of a step whose forward pass still finds
             the gradients of the step before.
         saved: bytes kept from the forward to the backward pass.
@@ -55,7 +57,9 @@ class Simulation:
     """
 
     parameters: dict[int, int] = field(default_factory=dict)
+    trained: dict[int, int] = field(default_factory=dict)
     weights: int = 0
+    frozen: int = 0
     buffers: int = 0
     peaks: dict[tuple[int, int], int] = field(default_factory=dict)
     sharded_peaks: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -76,6 +80,7 @@ class Masters:
 
     Attributes:
         trained: the number of parameters that learn.
+        frozen: as of `Simulation`.
         step_extra: bytes that a step takes for its time, and step_costs its operations; a fused optimiser has neither.
     """
 
@@ -83,6 +88,7 @@ class Masters:
     trained: int
     gradients: int
     states: int
+    frozen: int = 0
     step_extra: int = 0
     step_costs: dict[tuple[str, int], Cost] = field(default_factory=dict)
 
@@ -109,19 +115,23 @@ def simulate(
     found = Simulation()
     in_bf16 = precision == "bf16-true" or low_weights
     try:
-        with _without_memory():
-            model = _model(task, tensor_parallel_size, in_bf16, found)
+        with _without_memory(), _configured(task, partial(_model, task, tensor_parallel_size, in_bf16, found)):
+            model = task.model
             found.weights = sum(parameter.nbytes for parameter in model.parameters())
-            found.buffers = sum(buffer.nbytes for buffer in model.buffers())
+            found.frozen = sum(parameter.nbytes for parameter in task.parameters()) - found.weights
+            found.buffers = sum(buffer.nbytes for buffer in task.buffers())
             place = {module: index for index, block in enumerate(blocks_of(model)) for module in block.modules()}
             for module in model.modules():
-                count = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-                found.parameters[place.get(module, REST)] = found.parameters.get(place.get(module, REST), 0) + count
+                block = place.get(module, REST)
+                for parameter in module.parameters(recurse=False):
+                    found.parameters[block] = found.parameters.get(block, 0) + parameter.numel()
+                    if parameter.requires_grad:
+                        found.trained[block] = found.trained.get(block, 0) + parameter.numel()
             _give_gradients(model)
             _wrap(model, checkpointing)
             inputs = {name: _fake(tensor, in_bf16) for name, tensor in batch.items()}
-            task.model, task.noise = model, Noise(task.model_builder.seed, torch.zeros(1, dtype=torch.int64))
-            with _Recorder(model, found) as recorder:
+            task.noise = Noise(task.model_builder.seed, torch.zeros(1, dtype=torch.int64))
+            with _Recorder(task, found, tensor_parallel_size) as recorder:
                 recorder.hold(*inputs.values())
                 with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
                     loss = task.objective(inputs)["loss"]
@@ -134,30 +144,31 @@ def simulate(
         raise ValueError(
             f"{type(task).__name__} cannot be planned: its objective needs values, not only shapes ({reason})"
         ) from error
-    finally:
-        task.model = task.noise = None  # type: ignore[assignment]
     return found
 
 
 def simulate_optimizer(task: Task, precision: str = "32-true", tensor_parallel_size: int = 1) -> Masters:
     """The first step of the task's optimiser."""
     step = Simulation()
-    with _without_memory():
-        model = _model(task, tensor_parallel_size, precision == "bf16-true", Simulation())
-        optimizer = task.make_optimizer(parameter_groups(model, "whole_matrices" in needs_of(task.make_optimizer)))
+    make = partial(_model, task, tensor_parallel_size, precision == "bf16-true", Simulation())
+    with _without_memory(), _configured(task, make):
+        model = task.model
+        optimizer = task.make_optimizer(groups_of(task.make_optimizer, model))
         fused = optimizer.defaults.get("fused", False) is None  # tasks/base.py takes the fused one where there is one
         if fused and "foreach" in optimizer.defaults:  # the same states, in fewer operations
             for group in optimizer.param_groups:
                 group["foreach"] = True
         _give_gradients(model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        weights = sum(parameter.nbytes for parameter in model.parameters())
         found = Masters(
-            sum(parameter.nbytes for parameter in model.parameters()),
+            weights,
             sum(parameter.numel() for parameter in trained),
             sum(parameter.nbytes for parameter in trained),
-            0,
+            states=0,
+            frozen=sum(parameter.nbytes for parameter in task.parameters()) - weights,
         )
-        with _Recorder(model, step) as recorder:
+        with _Recorder(task, step) as recorder:
             optimizer.step()
             found.states = recorder.work
             if not fused:
@@ -177,6 +188,21 @@ def _without_memory() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _configured(task: Task, make: Callable[[], nn.Module]) -> Iterator[None]:
+    """With all models that the task sets up, each as `make` makes it; afterwards it has none again."""
+    before = dict(task._modules)
+    task.built = make  # type: ignore[method-assign]
+    try:
+        task.configure_model()
+        yield
+    finally:
+        del task.built
+        for name in list(task._modules):
+            setattr(task, name, before.get(name))
+        task.noise = None  # type: ignore[assignment]
+
+
 def _give_gradients(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -184,8 +210,16 @@ def _give_gradients(model: nn.Module) -> None:
 
 
 def _model(task: Task, tensor_parallel_size: int, in_bf16: bool, found: Simulation) -> nn.Module:
-    """The model as one tensor-parallel rank holds it."""
+    """The model as one tensor-parallel rank holds it.
+
+    Raises:
+        ValueError: it cannot be divided so.
+    """
     model = task.model_builder.make().train()
+    if task.model_builder.adapt is not None:
+        task.model_builder.adapt(model)
+    if tensor_parallel_size > 1 and is_adapted(model):
+        raise ValueError("lora needs whole matrices, which tensor parallelism divides; strategy=fsdp leaves them whole")
     for module in model.modules() if in_bf16 else ():
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             if tensor.is_floating_point():
@@ -196,23 +230,25 @@ def _model(task: Task, tensor_parallel_size: int, in_bf16: bool, found: Simulati
         for block in blocks_of(model) or [model]:
             for path, style in tensor_parallel_plan(block, tensor_parallel_size).items():
                 layer = block.get_submodule(path)
-                if style in ("colwise", "rowwise"):
-                    _cut(layer, 0 if style == "colwise" else 1, tensor_parallel_size)
+                if style in ("colwise", "rowwise", "experts"):
+                    _cut(layer, 1 if style == "rowwise" else 0, tensor_parallel_size)
                     layer.register_forward_hook(partial(_exchange, found, style))
-                elif style == "experts":
-                    _cut(layer, 0, tensor_parallel_size)
-                    for one in ("colwise", "rowwise"):  # what they read is whole, and what they give is summed
-                        layer.register_forward_hook(partial(_exchange, found, one))
     return model
 
 
 def _exchange(found: Simulation, style: str, layer: nn.Module, arguments: tuple, result: Tensor) -> None:
-    """Ranks sum what a layer divided by inputs returns, and the gradient of what one divided by outputs reads."""
-    found.exchanged += result.nbytes if style == "rowwise" else arguments[0].nbytes
+    """Ranks sum what a layer divided by inputs returns, and the gradient of what one divided by outputs reads.
+
+    Of experts they sum both.
+    """
+    if style in ("rowwise", "experts"):
+        found.exchanged += result.nbytes
+    if style in ("colwise", "experts") and torch.is_grad_enabled():
+        found.exchanged += sum(each.nbytes for each in arguments if each.is_floating_point())
 
 
 def _cut(layer: nn.Module, axis: int, size: int) -> None:
-    """Leave a linear layer its share of the outputs (axis 0) or the inputs (axis 1), or experts theirs (axis 0)."""
+    """Leave a linear layer its share of the outputs (axis 0) or the inputs (axis 1), or experts some of them (0)."""
     for name, parameter in list(layer.named_parameters(recurse=False)):
         if axis < parameter.ndim:
             share = parameter.detach().chunk(size, axis)[0].clone()
@@ -225,20 +261,23 @@ def _fake(tensor: Tensor, in_bf16: bool) -> Tensor:
 
 
 def _wrap(model: nn.Module, checkpointing: parallelize.Checkpointing) -> None:
-    for parent, name, block in parallelize._blocks(model) if checkpointing != "none" else ():
-        setattr(parent, name, parallelize.checkpointed(block, checkpointing))
+    names = {module: name for name, module in model.named_modules()}
+    for block in blocks_of(model):
+        parent, _, name = names[block].rpartition(".")
+        setattr(model.get_submodule(parent), name, parallelize.checkpointed(block, checkpointing))
 
 
 class _Recorder(TorchDispatchMode):
     """Follows every storage from the operation that makes it until nothing holds it."""
 
-    def __init__(self, model: nn.Module, found: Simulation) -> None:
+    def __init__(self, task: Task, found: Simulation, ranks: int = 1) -> None:
         super().__init__()
-        self.model, self.found = model, found
+        self.ranks = ranks
+        self.task, self.model, self.found = task, task.model, found
         self.work = self.most = 0  # bytes now, and at most
-        self._old_gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+        self._old_gradients = sum(p.grad.nbytes for p in self.model.parameters() if p.grad is not None)
         self._gradients = self._old_gradients
-        self._place = {p: index for index, block in enumerate(blocks_of(model)) for p in block.parameters()}
+        self._place = {p: index for index, block in enumerate(blocks_of(self.model)) for p in block.parameters()}
         self._whole: dict[int, int] = {}  # bytes of gradients that FSDP still holds as a whole, by block
         self._alive: dict[int, tuple[Any, int, str]] = {}  # storage -> (reference, bytes, what it is)
         self._at = (0, REST)
@@ -253,7 +292,7 @@ class _Recorder(TorchDispatchMode):
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(self._is_gradient))
-        for tensor in [*self.model.parameters(), *self.model.buffers()]:  # theirs are counted apart
+        for tensor in [*self.task.parameters(), *self.task.buffers()]:  # theirs are counted apart
             self._alive[tensor.untyped_storage()._cdata] = (None, 0, "weight")
             if tensor.grad is not None:
                 self._alive[tensor.grad.untyped_storage()._cdata] = (None, 0, "gradient")
@@ -337,6 +376,8 @@ class _Recorder(TorchDispatchMode):
         if func.is_view or not made or func._schema.name in _FREE:
             return
         kind, flops = _flops_of(func, args, named, result)
+        if func.namespace == "scaledl":  # experts: of all rows, a rank computes those of its own
+            flops /= self.ranks
         size = min((each.element_size() for each in made if each.is_floating_point()), default=8)
         cost = self.found.costs.setdefault((kind, size), Cost())
         cost.count += 1

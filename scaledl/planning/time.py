@@ -84,7 +84,7 @@ def _communication(
         )
     if layout.kind == "fsdp":
         gathers = 2 if layout.reshard_after_forward else 1
-        beside = _ring(gathers * weights + FP32 * trained, n, link)
+        beside = _ring(gathers * weights + passed.frozen + FP32 * trained, n, link)
         if copies > 1:
             more = _ring(2 * FP32 * trained / n, copies, _link(device, copies, n * layout.tensor_parallel))
             beside = (beside[0] + more[0], beside[1] + more[1])
@@ -92,10 +92,10 @@ def _communication(
     size = weights / sum(passed.parameters.values())
     if layout.stage == 3:
         gathers = 2 if sum(passed.parameters.values()) > MAX_LIVE else 1
-        return _ring(gathers * weights + size * trained, n, link), between, (0.0, 0.0)
-    reduced, gathered = _ring(size * trained, n, link), _ring(weights, n, link)
+        return _ring(gathers * weights + passed.frozen + size * trained, n, link), between, (0.0, 0.0)
     if layout.stage == 1:
-        return (0.0, 0.0), between, (reduced[0] + gathered[0], reduced[1] + gathered[1])
+        return (0.0, 0.0), between, _ring(2 * size * trained, n, link)
+    reduced = gathered = _ring(size * trained, n, link)
     return reduced, between, gathered
 
 
@@ -119,8 +119,8 @@ def _link(device: Device, ranks: int, apart: int = 1) -> float:
 
 
 def _optimizer(layout: Layout, passed: Simulation, masters: Masters, device: Device, tf32: bool) -> float:
-    """Reading and writing weights, gradients (three times: norm, clipping, step) and states."""
-    moved = (2 * masters.weights + 3 * masters.gradients + 2 * masters.states) / layout.shards
+    """Reading and writing weights that learn, gradients (three times: norm, clipping, step) and states."""
+    moved = (5 * masters.gradients + 2 * masters.states) / layout.shards
     seconds = moved / (MEMORY * device.bandwidth)
     if layout.offload:
         return moved / HOST_MEMORY + 2 * passed.weights / layout.shards / HOST_LINK

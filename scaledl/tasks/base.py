@@ -12,7 +12,7 @@ from torch.optim import Adam, Optimizer
 
 from scaledl.distributed.noise import Noise
 from scaledl.distributed.parallelize import ModelBuilder
-from scaledl.optim.groups import needs_of, parameter_groups
+from scaledl.optim.groups import groups_of
 
 
 class Task(pl.LightningModule):
@@ -76,12 +76,11 @@ class Task(pl.LightningModule):
         return self.model_builder(split=split, shard=shard)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        by_use = "hidden_groups" in needs_of(self.make_optimizer)
-        optimizer = self.make_optimizer(parameter_groups(self.model, by_use))
+        optimizer = self.make_optimizer(groups_of(self.make_optimizer, self.model))
         if optimizer.defaults.get("fused", False) is None and not optimizer.defaults.get("foreach"):
             sharded = any(isinstance(parameter, DTensor) for parameter in self.model.parameters())
             if not sharded or isinstance(optimizer, Adam):  # the only one whose fused kernel knows DTensors
-                optimizer = self.make_optimizer(parameter_groups(self.model), fused=True)
+                optimizer = self.make_optimizer(groups_of(self.make_optimizer, self.model), fused=True)
         if self._make_scheduler is None:
             return {"optimizer": optimizer}
         return {

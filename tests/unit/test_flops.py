@@ -2,12 +2,15 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from scaledl.data.samples import Samples
+from scaledl.data.text_classification import PaddedTexts
 from scaledl.distributed.parallelize import ModelBuilder
-from scaledl.flops import flops_of_sample, utilization
+from scaledl.flops import flops_of_sample, longest_sample, usual_sample, utilization
 from scaledl.hardware import DEVICES, device, device_called
 from scaledl.models.gpt import GPT
 from scaledl.models.resnet import ResNet
@@ -63,6 +66,14 @@ def test_a_batch_counts_as_one_sample() -> None:
     assert task.model is None
 
 
+def test_of_samples_of_many_lengths_one_is_usual_and_one_the_longest() -> None:
+    texts = PaddedTexts([np.ones(length, np.int64) for length in (3, 90, 40, 50)], np.arange(4))  # 46 in the mean
+    assert usual_sample(texts)["x"].shape == (1, 50)
+    assert longest_sample(texts)["x"].shape == (1, 90)
+    alike = Samples(np.arange(4), np.arange(4))
+    assert usual_sample(alike)["x"].tolist() == longest_sample(alike)["x"].tolist() == [0]
+
+
 def test_utilization_is_a_share_of_the_peak() -> None:
     assert utilization(1000, 50.0, 1e5) == 0.5
     assert utilization(None, 50.0, 1e5) is None
@@ -81,6 +92,14 @@ def test_utilization_is_a_share_of_the_peak() -> None:
         ("Tesla T4", "t4"),
         ("Tesla V100-SXM2-32GB", "v100"),
         ("NVIDIA GeForce RTX 4090", "rtx_4090"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA B200", "b200"),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA GB200", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
         ("NVIDIA L40", None),
         ("NVIDIA RTX A4000", None),
     ],

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from scaledl.callbacks import throughput
 from scaledl.callbacks.throughput import Throughput
+from scaledl.data.points import Points
 from scaledl.distributed.parallelize import ModelBuilder
 from scaledl.tasks.base import Task
 
@@ -74,6 +76,17 @@ def test_utilization_is_of_the_peak_that_is_given(run: Callable[..., Throughput]
     assert measured.flops_per_sample == 2 * 2 * 2  # forward, and backward to the weights
     expected = measured.flops_per_sample * measured.rates["samples_per_second"] / 1e6
     assert measured.mfu == pytest.approx(expected)
+
+
+def test_the_sample_that_is_counted_is_of_mean_length(
+    run: Callable[..., Throughput], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, counted = Points("moons", 4, 4, num_samples=40), []
+    train = data.split("train")
+    train.lengths = lambda indices: np.where(indices == 7, 5, np.where(indices % 2, 1, 9))
+    monkeypatch.setattr(throughput, "flops_of_sample", lambda task, batch: counted.append(batch) or 1)
+    run(Clock(), Throughput(peak_tflops=1.0), max_steps=1, data=data)
+    assert counted[0]["x"].equal(train.__getitems__(np.array([7]))["x"])
 
 
 def test_an_unknown_peak_gives_no_utilization(run: Callable[..., Throughput]) -> None:

@@ -100,3 +100,10 @@ def test_a_sharded_optimizer_touches_its_share() -> None:
         for layout in (WHOLE, Layout("fsdp", "fsdp", shards=4))
     )
     assert whole == pytest.approx(4 * sharded) == pytest.approx((2 * 4000 + 3 * 4000 + 2 * 8000) / (MEMORY * 1e9))
+
+
+def test_what_is_frozen_is_not_optimized_nor_sent_back() -> None:
+    adapted = Masters(4000, 10, 40, 80)
+    found = time_of(Layout("", "zero", shards=4, stage=2), PASSED, adapted, DEVICE, accumulation=1)
+    assert found.sent == pytest.approx((20 + 20) * 3 / 4)
+    assert found.optimizer == pytest.approx((5 * 40 + 2 * 80) / 4 / (MEMORY * 1e9))

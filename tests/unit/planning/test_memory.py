@@ -1,5 +1,7 @@
 """A device's bytes, part by part, of a model that one can count by hand: 1000 parameters, 800 in two blocks."""
 
+from dataclasses import replace
+
 import pytest
 
 from scaledl.planning.memory import MAX_LIVE, REDUCE_BUCKET, Layout, layout_of, memory_of
@@ -7,13 +9,14 @@ from scaledl.planning.simulation import REST, Masters, Simulation
 
 PASSED = Simulation(
     parameters={0: 400, 1: 400, REST: 200},
+    trained={0: 400, 1: 400, REST: 200},
     weights=4000,
     buffers=8,
     peaks={(0, 0): 500, (1, 0): 600, (1, REST): 900},
     sharded_peaks={(0, 0): 500, (1, 0): 1000, (1, REST): 900},
     with_gradients=4700,
 )
-LOW = Simulation(PASSED.parameters, 2000, 8, PASSED.peaks, PASSED.sharded_peaks, 4700)  # weights in bf16
+LOW = replace(PASSED, weights=2000)  # in bf16
 MASTERS = Masters(weights=4000, trained=1000, gradients=4000, states=8000)
 
 
@@ -50,6 +53,20 @@ def test_fsdp_divides_and_gathers_a_block_at_a_time() -> None:
     assert found[4] - low[4] == 2 * (200 + 400 + 400)
     kept = of(Layout("fsdp", "fsdp", shards=4, reshard_after_forward=False))
     assert kept[4] - found[4] == 4 * 400
+
+
+def test_gradients_leave_only_of_what_is_trained() -> None:
+    adapted = replace(PASSED, trained={0: 10, 1: 10})
+    layout = Layout("fsdp", "fsdp", shards=4)
+    assert of(layout)[4] - of(layout, adapted)[4] == 4 * (400 - 10)
+
+
+def test_a_frozen_copy_lies_where_the_weights_do() -> None:
+    passed, masters = replace(LOW, frozen=2000), replace(MASTERS, frozen=4000)
+    layouts = [Layout("", "whole", copies=4), *(Layout("", "zero", shards=4, stage=stage) for stage in (2, 3))]
+    layouts.append(Layout("", "fsdp", shards=4))
+    more = [[b - a for a, b in zip(of(layout, LOW), of(layout, passed, masters), strict=True)] for layout in layouts]
+    assert more == [[4000, 0, 0, 0, 0], [2000, 0, 0, 0, 0], [500, 0, 0, 0, 2000], [1000, 0, 0, 0, 0]]
 
 
 def test_offload_leaves_the_shards_to_the_host() -> None:

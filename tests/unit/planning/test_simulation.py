@@ -9,10 +9,14 @@ from torch import Tensor
 
 from scaledl.distributed.noise import Noise
 from scaledl.distributed.parallelize import ModelBuilder
+from scaledl.layers.lora import LoRA
 from scaledl.models.gpt import GPT
+from scaledl.optim.groups import groups_of
 from scaledl.optim.lion import Lion
+from scaledl.optim.muon import Muon
 from scaledl.planning.simulation import REST, simulate, simulate_optimizer
 from scaledl.tasks.base import Task
+from scaledl.tasks.dpo import DPO
 
 SIZES = {"dim": 32, "depth": 3, "num_heads": 2}
 IDS = torch.zeros(4, 24, dtype=torch.int64)
@@ -27,8 +31,8 @@ class NextToken(Task):
         return {"loss": F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())}
 
 
-def task(make_optimizer=torch.optim.AdamW, **arguments) -> Task:
-    return NextToken(ModelBuilder(partial(GPT, 61, 24, **(SIZES | arguments))), make_optimizer)
+def task(make_optimizer=torch.optim.AdamW, adapt: LoRA | None = None, **arguments) -> Task:
+    return NextToken(ModelBuilder(partial(GPT, 61, 24, **(SIZES | arguments)), adapt=adapt), make_optimizer)
 
 
 def really_saved(checkpointing: str) -> int:
@@ -94,11 +98,16 @@ def test_a_tensor_parallel_rank_holds_its_share_of_the_matrices() -> None:
     assert two.exchanged == 3 * (2 + 4) * 4 * 24 * 32 * 4  # two sums forward, four of gradients, in 3 blocks
 
 
-def test_a_tensor_parallel_rank_holds_its_share_of_the_experts() -> None:
-    experts = {"num_experts": 4, "hidden_dim": 16, "bias": False}
-    one, two = (simulate(task(**experts), BATCH, tensor_parallel_size=size) for size in (1, 2))
-    assert one.parameters[0] - two.parameters[0] == (4 * 32 * 32 + 4 * 2 * 32 * 16) // 2
-    assert two.exchanged == 3 * (2 + 4) * 4 * 24 * 32 * 4  # as many as of a dense layer with one matrix that reads
+def test_a_tensor_parallel_rank_holds_some_of_the_experts() -> None:
+    moe = task(num_experts=4, experts_per_token=2, hidden_dim=48)
+    one, two = (simulate(moe, BATCH, tensor_parallel_size=size) for size in (1, 2))
+    attention, experts = 4 * 32 * 32 + 3 * 32, 4 * 2 * 32 * 48
+    assert one.parameters[0] - two.parameters[0] == (attention + experts) // 2
+    tokens = 4 * 24
+    # of attention one sum forward and three of gradients; of experts one each, and the gradient of two weights a token
+    assert two.exchanged == 3 * ((1 + 3 + 2) * tokens * 32 * 4 + tokens * 2 * 4)
+    divided = 3 * 3 * 2 * tokens * (4 * 32 * 32 + 2 * 2 * 32 * 48) / 2  # forward, and twice that backward
+    assert one.costs["matrix", 4].flops - two.costs["matrix", 4].flops == divided
 
 
 def test_gradients_of_the_step_before_count_in_the_forward_pass() -> None:
@@ -115,18 +124,56 @@ def test_gradients_of_the_step_before_count_in_the_forward_pass() -> None:
         (torch.optim.SGD, 0),
         (Lion, 1),
         (torch.optim.RMSprop, 1),
+        (Muon, 1.12),  # two of embeddings, biases and gains, one of the matrices inside
     ],
 )
-def test_an_optimizer_has_the_states_that_it_really_makes(make, states: int) -> None:
+def test_an_optimizer_has_the_states_that_it_really_makes(make, states: float) -> None:
     planned = simulate_optimizer(task(make))
     model = ModelBuilder(partial(GPT, 61, 24, **SIZES))()
-    optimizer = make(model.parameters(), lr=0.1)
+    optimizer = make(groups_of(make, model), lr=0.1)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     real = sum(value.nbytes for state in optimizer.state.values() for value in state.values() if value is not None)
     assert planned.states == pytest.approx(real, rel=1e-3)
     assert planned.states == pytest.approx(states * planned.weights, rel=0.02)
+
+
+def test_of_an_adapted_model_the_adapters_alone_learn() -> None:
+    whole, adapted = task(), task(adapt=LoRA(rank=2))
+    learn = {n: p.numel() for n, p in adapted.model_builder.on_meta().named_parameters() if ".lora_" in n}
+    planned, before = simulate_optimizer(adapted), simulate_optimizer(whole)
+    assert planned.trained == sum(learn.values())
+    assert planned.gradients == planned.weights - before.weights == 4 * planned.trained
+    assert planned.states == pytest.approx(2 * planned.gradients, rel=0.02)
+    passed = simulate(adapted, BATCH)
+    assert sum(passed.trained.values()) == planned.trained
+    assert sum(passed.parameters.values()) * 4 == planned.weights
+    assert passed.with_gradients - passed.work < simulate(whole, BATCH).with_gradients - passed.work
+    with pytest.raises(ValueError, match="lora needs whole matrices"):
+        simulate(adapted, BATCH, tensor_parallel_size=2)
+
+
+class OfItself(DPO):
+    configure_model = Task.configure_model  # no copy
+
+
+@pytest.mark.parametrize(("adapt", "copies"), [(None, 1), (LoRA(rank=2), 0)], ids=["copy", "adapters"])
+def test_a_reference_of_its_own_is_held_and_learns_nothing(adapt: LoRA | None, copies: int) -> None:
+    planned = DPO(task(adapt=adapt).model_builder, torch.optim.AdamW)
+    batch = {name: ids.view(2, 2, 24) for name, ids in BATCH.items()}
+    for _ in range(2):
+        masters = simulate_optimizer(planned)
+        assert masters.frozen == copies * masters.weights
+        assert simulate(planned, batch, precision="bf16-true").frozen == masters.frozen / 2
+        assert planned.model is planned.reference is None
+    if copies:
+        alone = simulate_optimizer(task())
+        assert (masters.trained, masters.gradients, masters.states) == (alone.trained, alone.gradients, alone.states)
+        one, two = (simulate(planned, batch, tensor_parallel_size=size) for size in (1, 2))
+        itself = simulate(OfItself(task().model_builder, torch.optim.AdamW), batch)
+        assert (one.work, one.weights) == (itself.work, itself.weights)
+        assert two.exchanged == 3 * (2 + 2 + 4) * 4 * 24 * 32 * 4  # the reference's two sums forward, besides
 
 
 def test_nothing_is_left_in_the_task() -> None:

@@ -9,14 +9,15 @@ import numpy as np
 from scaledl.data.tokenizer import Tokenizer
 
 _MARKERS = re.compile(r"(<\|\w+\|>)")
-Message = Mapping[str, str]  # role and content
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+Message = Mapping[str, str]  # role, one of ROLES, and content
 
 
 class ChatTemplate:
     """How messages become a sequence: begin, then of each message before, content, end, after.
 
     A marker such as <|user|> is one id where the tokenizer has a special token of that name, else its text. What a
-    message contains is text only, so that nobody can write a special token into it.
+    message contains is text only, so that nobody can write a special token into it; a role is a part of markers.
 
     Args:
         begin: of a conversation.

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from scaledl.data import checks
 from scaledl.data.base import BatchDataset, Data
-from scaledl.data.chat import ChatTemplate
+from scaledl.data.chat import ROLES, ChatTemplate
 from scaledl.data.documentation import questions
 from scaledl.data.tokenizer import FILE, Tokenizer, load_tokenizer
 
@@ -176,7 +176,7 @@ def as_messages(row: Row, column: str, setting: str, where: str) -> list[Row]:
     """The messages of a row's column.
 
     Raises:
-        ValueError: they are none.
+        ValueError: they are none, or one is of an unknown role.
     """
     if column not in row:
         raise ValueError(f"{where}: no column {column!r}; set data.{setting} to one of {', '.join(row)}")
@@ -190,6 +190,8 @@ def as_messages(row: Row, column: str, setting: str, where: str) -> list[Row]:
         raise ValueError(
             f'{where}: {column!r} is no list of messages as in [{{"role": "user", "content": "..."}}]; correct it'
         )
+    if strange := [m["role"] for m in messages if m["role"] not in ROLES]:
+        raise ValueError(f"{where}: {column!r} has the role {strange[0]!r}; rename it to one of {', '.join(ROLES)}")
     return messages
 
 

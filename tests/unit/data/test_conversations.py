@@ -73,6 +73,8 @@ def test_a_part_of_the_rows_validates_whatever_the_seed(tmp_path: Path) -> None:
         ({"text": "a"}, r"row 1: no column 'messages'; set data.messages_column to one of text"),
         ({"messages": []}, r"row 1: 'messages' is no list of messages"),
         ({"messages": [{"role": "user"}]}, r"row 1: 'messages' is no list of messages"),
+        ({"messages": [{"role": "gpt", "content": ""}]}, r"row 1: 'messages' has the role 'gpt'; rename it to one"),
+        ({"messages": [{"role": "endoftext", "content": ""}]}, r"row 1: 'messages' has the role 'endoftext'"),
         ([1], r"a.jsonl:1: a list; each line must be an object"),
     ],
 )

@@ -8,7 +8,7 @@ import numpy as np
 
 from scaledl.data.tokenizer import Tokenizer
 
-_MARKERS = re.compile(r"(<\|\w+\|>)")
+_MARKERS = re.compile(r"(<[^<>\s]+>|\[[^\[\]\s]+\])")  # <|user|>, <start_of_turn>, [INST]
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 Message = Mapping[str, str]  # role, one of ROLES, and content
 
@@ -58,7 +58,7 @@ class ChatTemplate:
 
     def texts(self, messages: Sequence[Message]) -> str:
         """What a tokenizer that is trained on conversations learns from one."""
-        every = (f"{self.before.format(role=m['role'])}{m['content']}{self.after}" for m in messages)
+        every = (f"{self.before.format(role=m['role'])}{m['content']}{self.end or ''}{self.after}" for m in messages)
         return self.begin + "".join(every)
 
 

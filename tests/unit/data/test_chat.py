@@ -3,7 +3,7 @@
 import pytest
 
 from scaledl.data.chat import ChatTemplate
-from scaledl.data.tokenizer import BpeTokenizer, ByteTokenizer
+from scaledl.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -49,6 +49,22 @@ def test_markers_are_special_tokens_where_there_are_some_and_nobody_else_can_wri
     assert ids[answers].tolist().count(end) == 2
     assert start not in CHATML.encode(bpe([]), TALK)[0]
     assert tokenizer.special_id("user") is None
+
+
+@pytest.mark.parametrize("markers", [("<s>", "</s>"), ("<start_of_turn>", "<end_of_turn>"), ("[INST]", "[/INST]")])
+def test_markers_of_other_families_are_special_tokens_too(markers: tuple[str, str]) -> None:
+    tokenizer = bpe(list(markers))
+    start, end = (tokenizer.special_id(name) for name in markers)
+    chat = ChatTemplate(begin=f"{markers[0]}system\n", before="{role} ", end=markers[1])
+    ids, _ = chat.encode(tokenizer, TALK)
+    assert ids[0] == start
+    assert ids.tolist().count(end) == len(TALK)
+
+
+def test_a_tokenizer_learns_all_that_is_written() -> None:
+    tokenizer = CharTokenizer()
+    tokenizer.fit([CHATML.texts([{"role": "user", "content": "o"}])])
+    CHATML.encode(tokenizer, [{"role": "user", "content": "o"}])  # "d" and "n" are in its end alone
 
 
 @pytest.mark.parametrize("generation", [False, True])

@@ -2,6 +2,7 @@
 
 import pytest
 
+from scaledl.data import chat
 from scaledl.data.chat import ChatTemplate
 from scaledl.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer
 
@@ -33,6 +34,25 @@ def test_the_assistant_learns_its_words_and_their_end() -> None:
     assert ids[answers].tolist() == [*b"I.", tokenizer.eos_id]
 
 
+def test_many_are_encoded_together_to_the_same(monkeypatch) -> None:
+    calls = []
+
+    class Counting(ByteTokenizer):
+        def encode_all(self, texts):
+            calls.append(len(texts))
+            return super().encode_all(texts)
+
+    monkeypatch.setattr(chat, "_AT_ONCE", 2)
+    talks = [TALK[1:3], TALK, TALK[3:]]
+    found = list(ChatTemplate().encode_all(Counting(), talks))
+    assert calls == [7, 2]
+    for (ids, answers), messages in zip(found, talks, strict=True):
+        alone = ChatTemplate().encode(ByteTokenizer(), messages)
+        assert (ids.tolist(), answers.tolist()) == (alone[0].tolist(), alone[1].tolist())
+    ((ids, answers),) = ChatTemplate().encode_all(ByteTokenizer(), [TALK], last_only=True)
+    assert ids[answers].tolist() == [*b"So.", ByteTokenizer.eos_id]
+
+
 def test_a_prompt_is_what_stands_before_an_answer() -> None:
     tokenizer = ByteTokenizer()
     whole, _ = ChatTemplate().encode(tokenizer, TALK)
@@ -55,8 +75,8 @@ def test_markers_are_special_tokens_where_there_are_some_and_nobody_else_can_wri
 def test_markers_of_other_families_are_special_tokens_too(markers: tuple[str, str]) -> None:
     tokenizer = bpe(list(markers))
     start, end = (tokenizer.special_id(name) for name in markers)
-    chat = ChatTemplate(begin=f"{markers[0]}system\n", before="{role} ", end=markers[1])
-    ids, _ = chat.encode(tokenizer, TALK)
+    template = ChatTemplate(begin=f"{markers[0]}system\n", before="{role} ", end=markers[1])
+    ids, _ = template.encode(tokenizer, TALK)
     assert ids[0] == start
     assert ids.tolist().count(end) == len(TALK)
 

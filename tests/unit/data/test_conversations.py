@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaledl.data import conversations
+from scaledl.data import conversations, documentation
 from scaledl.data.chat import ChatTemplate
 from scaledl.data.conversations import ConversationData
 from scaledl.data.documentation import questions, wrong_answers
@@ -146,3 +146,10 @@ def test_no_answer_of_the_documentation_is_in_both_splits_and_wrong_ones_are_wro
         wrong = wrong_answers(q, 3)
         assert len({*wrong, q.answer}) == 4
         assert set(wrong) <= answers[q.split]
+
+
+@pytest.mark.parametrize("number", [4, 97, 194])
+def test_wrong_answers_differ_however_many_there_are(number: int, monkeypatch) -> None:
+    monkeypatch.setattr(documentation, "_answers", lambda kind, split: tuple(map(str, range(number))))
+    asked = documentation.Question("call", "a.b", "How is a.b called?", "b()", "val")
+    assert len(set(wrong_answers(asked, 4))) == 4

@@ -196,7 +196,7 @@ def _add_use_of_a_run(verbs: Any, shared: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--harness", metavar="TASKS", help="of EleutherAI's lm-eval, with commas between")
     evaluate.add_argument("--include-path", type=Path, metavar="FOLDER", help="harness: with tasks of your own")
     evaluate.add_argument("--limit", type=_number(int, 1), metavar="N", help="harness: questions of a task, at most")
-    evaluate.add_argument("--batch-size", type=_number(int, 1), default=16, metavar="N", help="of these two")
+    evaluate.add_argument("--batch-size", type=_number(int, 1), metavar="N", help="of these two (default: 16)")
     generate = verbs.add_parser("generate", parents=[of_run], help="let a language model write")
     generate.add_argument("--prompt", help="what the text begins with (default: a new line)")
     generate.add_argument("--max-new-tokens", type=_number(int, 1), default=500)
@@ -382,16 +382,29 @@ def _find_batch(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     run_dir, which, allowed = arguments.run_directory, arguments.checkpoint, _allowed(arguments)
+    given = [
+        ("TEXT", arguments.text),
+        ("--multiple-choice", arguments.multiple_choice),
+        ("--harness", arguments.harness),
+    ]
+    if len(several := [name for name, value in given if value]) > 1:
+        raise ValueError(f"evaluate takes one of {' and '.join(several)} at a time")
+    for name, value in (("--limit", arguments.limit), ("--include-path", arguments.include_path)):
+        if value and not arguments.harness:
+            raise ValueError(f"{name} is for --harness TASKS alone; leave it out")
+    if arguments.batch_size and not (arguments.multiple_choice or arguments.harness):
+        raise ValueError("--batch-size is for --multiple-choice and --harness; leave it out")
+    batch_size = arguments.batch_size or 16
     if arguments.multiple_choice:
         from scaledl.multiple_choice import multiple_choice
 
-        multiple_choice(run_dir, which, arguments.multiple_choice, arguments.batch_size, allowed)
+        multiple_choice(run_dir, which, arguments.multiple_choice, batch_size, allowed)
         return 0
     if arguments.harness:
         from scaledl.harness import harness
 
         tasks, folder = arguments.harness.split(","), arguments.include_path
-        harness(run_dir, which, tasks, folder, arguments.limit, arguments.batch_size, allowed)
+        harness(run_dir, which, tasks, folder, arguments.limit, batch_size, allowed)
         return 0
     from scaledl.evaluate import evaluate
 

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from scaledl.data import checks
 from scaledl.data.base import BatchDataset, Data
-from scaledl.data.chat import ChatTemplate
+from scaledl.data.chat import ROLES, ChatTemplate
 from scaledl.data.documentation import questions
 from scaledl.data.tokenizer import FILE, Tokenizer, load_tokenizer
 
@@ -95,7 +95,7 @@ class ConversationData(Data):
         self.path = os.path.abspath(os.path.expanduser(os.path.expandvars(path))) if path else None
         self.dataset, self.dataset_config = dataset, dataset_config
         self.messages_column, self.val_fraction = messages_column, val_fraction
-        self.rows: dict[str, list[Row]] = {}
+        self._conversations: dict[str, list[list[list[Row]]]] | None = None  # of each row of a split, until encoded
         self.num_left_out = 0
 
     # -- what kinds of rows differ in ------------------------------------------------------------------------------
@@ -117,16 +117,16 @@ class ConversationData(Data):
         return [as_messages(row, self.messages_column, "messages_column", where)]
 
     def encoded(self, rows: list[list[list[Row]]]) -> BatchDataset:
-        every = [self.chat.encode(self.tokenizer, messages) for (messages,) in rows]
-        cut = [(ids[: self.seq_len + 1], answers[: self.seq_len + 1]) for ids, answers in every]
+        every = self.chat.encode_all(self.tokenizer, [messages for (messages,) in rows])
+        cut = ((ids[: self.seq_len + 1], answers[: self.seq_len + 1]) for ids, answers in every)
         kept = [(ids, answers) for ids, answers in cut if answers[1:].any()]
-        self.num_left_out += len(every) - len(kept)
+        self.num_left_out += len(rows) - len(kept)
         return Conversations(kept)
 
     # -- the same for all ------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        if self.rows:
+        if self._conversations is not None:
             return
         if self.path:
             rows = {"train": read_jsonl(Path(self.path))}
@@ -143,13 +143,14 @@ class ConversationData(Data):
         }
         self.tokenizer.fit(self.chat.texts(each) for row in self._conversations["train"] for each in row)
         self.vocab_size = checks.vocab_size(self.vocab_size, self.tokenizer)
-        self.rows = rows
 
     def facts(self) -> dict[str, Any]:
         return {"vocab_size": self.vocab_size} | ({"path": self.path} if self.path else {})
 
     def datasets(self) -> dict[str, BatchDataset]:
+        assert self._conversations
         found = {split: self.encoded(rows) for split, rows in self._conversations.items()}
+        self._conversations = {}  # the text may be much larger than its ids
         for split, dataset in found.items():
             if not len(dataset):
                 raise ValueError(f"no answer of the {split} split begins within data.seq_len={self.seq_len}; raise it")
@@ -176,7 +177,7 @@ def as_messages(row: Row, column: str, setting: str, where: str) -> list[Row]:
     """The messages of a row's column.
 
     Raises:
-        ValueError: they are none.
+        ValueError: they are none, or one is of an unknown role.
     """
     if column not in row:
         raise ValueError(f"{where}: no column {column!r}; set data.{setting} to one of {', '.join(row)}")
@@ -190,6 +191,8 @@ def as_messages(row: Row, column: str, setting: str, where: str) -> list[Row]:
         raise ValueError(
             f'{where}: {column!r} is no list of messages as in [{{"role": "user", "content": "..."}}]; correct it'
         )
+    if strange := [m["role"] for m in messages if m["role"] not in ROLES]:
+        raise ValueError(f"{where}: {column!r} has the role {strange[0]!r}; rename it to one of {', '.join(ROLES)}")
     return messages
 
 

@@ -46,7 +46,8 @@ def wrong_answers(asked: Question, count: int) -> list[str]:
     """What other questions of its kind and split have for an answer, always the same ones."""
     answers = [answer for answer in _answers(asked.kind, asked.split) if answer != asked.answer]
     begin = zlib.crc32(asked.text.encode())
-    return [answers[(begin + 97 * i) % len(answers)] for i in range(count)]
+    step = 97 if len(answers) % 97 else 1  # which does not come back before all were taken
+    return [answers[(begin + step * i) % len(answers)] for i in range(count)]
 
 
 @cache

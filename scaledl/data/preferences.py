@@ -98,19 +98,12 @@ class PreferenceData(ConversationData):
         return found
 
     def encoded(self, rows: list[list[list[Row]]]) -> BatchDataset:
-        kept: list[list[tuple[np.ndarray, np.ndarray]]] = []
-        for row in rows:
-            sides = [self._last_answer(messages) for messages in row]
-            if all(answers[1:].any() for _, answers in sides):
-                kept.append(sides)
+        every = self.chat.encode_all(self.tokenizer, [messages for row in rows for messages in row], last_only=True)
+        cut = [(ids[: self.seq_len + 1], answers[: self.seq_len + 1]) for ids, answers in every]
+        pairs = zip(cut[::2], cut[1::2], strict=True)
+        kept = [pair for pair in pairs if all(answers[1:].any() for _, answers in pair)]
         self.num_left_out += len(rows) - len(kept)
-        return Preferences(Conversations([row[0] for row in kept]), Conversations([row[1] for row in kept]))
-
-    def _last_answer(self, messages: list[Row]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids up to seq_len, and which of them are of the last message."""
-        ids, answers = self.chat.encode(self.tokenizer, messages)
-        answers[: len(self.chat.encode(self.tokenizer, messages[:-1])[0])] = False
-        return ids[: self.seq_len + 1], answers[: self.seq_len + 1]
+        return Preferences(Conversations([pair[0] for pair in kept]), Conversations([pair[1] for pair in kept]))
 
     @property
     def tokens_per_sample(self) -> int:

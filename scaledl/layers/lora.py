@@ -58,6 +58,8 @@ class LoRALinear(nn.Linear):
 class LoRA:
     """Puts adapters beside a model's linear layers and freezes all else.
 
+    A mixture's experts are stacked matrices and no linear layers: they get none, whatever the targets say.
+
     Args:
         rank: of the matrix that is added to a weight.
         alpha: over rank, what it is multiplied by; the learning rate need not change with the rank then.

@@ -12,6 +12,7 @@ from torch.optim import Adam, Optimizer
 
 from scaledl.distributed.noise import Noise
 from scaledl.distributed.parallelize import ModelBuilder
+from scaledl.layers.lora import is_adapted
 from scaledl.optim.groups import groups_of
 
 
@@ -130,7 +131,8 @@ class Task(pl.LightningModule):
         # DeepSpeed, which accumulates by itself, is asked for a step at every micro-batch.
         if self.step_counts is not None and (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             self.step_counts = strategy.reduce(self.step_counts, reduce_op="sum")  # type: ignore[assignment]
-            self.model.after_step(self.step_counts, ~skipped)  # type: ignore[operator]
+            if not is_adapted(self.model):  # which is frozen but for its adapters
+                self.model.after_step(self.step_counts, ~skipped)  # type: ignore[operator]
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self._add_to_evaluation(batch, batch_idx, self.trainer.val_dataloaders)

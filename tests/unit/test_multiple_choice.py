@@ -8,6 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from scaledl.cli import run
 from scaledl.data.tokenizer import ByteTokenizer
 from scaledl.distributed.parallelize import ModelBuilder
 from scaledl.models.gpt import GPT
@@ -95,3 +96,18 @@ def test_the_documentation_asks_with_the_right_answer_at_each_place() -> None:
     assert all(len(set(choices)) == 4 for _, choices, _ in asked)
     places = [answer for _, _, answer in asked]
     assert max(places.count(i) for i in range(4)) - min(places.count(i) for i in range(4)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["a.txt", "--multiple-choice", "documentation"], "one of TEXT and --multiple-choice at a time"),
+        (["a.txt", "--harness", "arc_easy"], "one of TEXT and --harness at a time"),
+        (["--multiple-choice", "documentation", "--limit", "3"], "--limit is for --harness TASKS alone"),
+        (["--include-path", "tasks"], "--include-path is for --harness TASKS alone"),
+        (["a.txt", "--batch-size", "4"], "--batch-size is for --multiple-choice and --harness"),
+    ],
+)
+def test_words_that_an_evaluation_would_not_heed_are_refused(words: list[str], said: str, capsys) -> None:
+    assert run(["evaluate", "nowhere", *words], debug=False) == 1
+    assert said in capsys.readouterr().err

@@ -2,8 +2,9 @@
 
 import pytest
 
+from scaledl.data import chat
 from scaledl.data.chat import ChatTemplate
-from scaledl.data.tokenizer import BpeTokenizer, ByteTokenizer
+from scaledl.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -33,6 +34,25 @@ def test_the_assistant_learns_its_words_and_their_end() -> None:
     assert ids[answers].tolist() == [*b"I.", tokenizer.eos_id]
 
 
+def test_many_are_encoded_together_to_the_same(monkeypatch) -> None:
+    calls = []
+
+    class Counting(ByteTokenizer):
+        def encode_all(self, texts):
+            calls.append(len(texts))
+            return super().encode_all(texts)
+
+    monkeypatch.setattr(chat, "_AT_ONCE", 2)
+    talks = [TALK[1:3], TALK, TALK[3:]]
+    found = list(ChatTemplate().encode_all(Counting(), talks))
+    assert calls == [7, 2]
+    for (ids, answers), messages in zip(found, talks, strict=True):
+        alone = ChatTemplate().encode(ByteTokenizer(), messages)
+        assert (ids.tolist(), answers.tolist()) == (alone[0].tolist(), alone[1].tolist())
+    ((ids, answers),) = ChatTemplate().encode_all(ByteTokenizer(), [TALK], last_only=True)
+    assert ids[answers].tolist() == [*b"So.", ByteTokenizer.eos_id]
+
+
 def test_a_prompt_is_what_stands_before_an_answer() -> None:
     tokenizer = ByteTokenizer()
     whole, _ = ChatTemplate().encode(tokenizer, TALK)
@@ -49,6 +69,22 @@ def test_markers_are_special_tokens_where_there_are_some_and_nobody_else_can_wri
     assert ids[answers].tolist().count(end) == 2
     assert start not in CHATML.encode(bpe([]), TALK)[0]
     assert tokenizer.special_id("user") is None
+
+
+@pytest.mark.parametrize("markers", [("<s>", "</s>"), ("<start_of_turn>", "<end_of_turn>"), ("[INST]", "[/INST]")])
+def test_markers_of_other_families_are_special_tokens_too(markers: tuple[str, str]) -> None:
+    tokenizer = bpe(list(markers))
+    start, end = (tokenizer.special_id(name) for name in markers)
+    template = ChatTemplate(begin=f"{markers[0]}system\n", before="{role} ", end=markers[1])
+    ids, _ = template.encode(tokenizer, TALK)
+    assert ids[0] == start
+    assert ids.tolist().count(end) == len(TALK)
+
+
+def test_a_tokenizer_learns_all_that_is_written() -> None:
+    tokenizer = CharTokenizer()
+    tokenizer.fit([CHATML.texts([{"role": "user", "content": "o"}])])
+    CHATML.encode(tokenizer, [{"role": "user", "content": "o"}])  # "d" and "n" are in its end alone
 
 
 @pytest.mark.parametrize("generation", [False, True])

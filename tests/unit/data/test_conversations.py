@@ -1,11 +1,13 @@
 """Rows become masked sequences; what cannot be one is said."""
 
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from scaledl.data import conversations, documentation
 from scaledl.data.chat import ChatTemplate
 from scaledl.data.conversations import ConversationData
 from scaledl.data.documentation import questions, wrong_answers
@@ -62,9 +64,28 @@ def test_a_part_of_the_rows_validates_whatever_the_seed(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", [{"messages": talk("b", str(n))} for n in range(20)])
     one, other = (prepared(ConversationData, path, val_fraction=0.2, seed=seed) for seed in (0, 1))
     assert (len(one.split("train")), len(one.split("val"))) == (16, 4)
-    assert one.rows == other.rows
-    answers = [{row["messages"][1]["content"] for row in one.rows[split]} for split in ("train", "val")]
-    assert not answers[0] & answers[1]
+    told = [
+        {split: [ids.tolist() for ids in data.split(split).ids] for split in ("train", "val")} for data in (one, other)
+    ]
+    assert told[0] == told[1]
+    assert len({tuple(ids) for ids in told[0]["train"] + told[0]["val"]}) == 20
+
+
+@pytest.mark.parametrize("kind", [ConversationData, PreferenceData])
+def test_only_ids_stay_in_memory(kind: type, monkeypatch) -> None:
+    class Weak(dict):
+        """Of which one can be told whether it is still there."""
+
+    row = Weak(messages=[Weak(message) for message in talk("b", "c")], prompt="b", chosen="c", rejected="d")
+    held = [weakref.ref(part) for part in (row, *row["messages"])]
+    rows = [row]
+    del row
+    monkeypatch.setattr(conversations, "read_jsonl", lambda path: [rows.pop()])
+    data = prepared(kind, "a.jsonl")
+    monkeypatch.undo()
+    assert len(data.split("train")) == 1
+    assert [part() for part in held] == [None] * 3
+    data.prepare()  # again, which reads no file
 
 
 @pytest.mark.parametrize(
@@ -73,6 +94,8 @@ def test_a_part_of_the_rows_validates_whatever_the_seed(tmp_path: Path) -> None:
         ({"text": "a"}, r"row 1: no column 'messages'; set data.messages_column to one of text"),
         ({"messages": []}, r"row 1: 'messages' is no list of messages"),
         ({"messages": [{"role": "user"}]}, r"row 1: 'messages' is no list of messages"),
+        ({"messages": [{"role": "gpt", "content": ""}]}, r"row 1: 'messages' has the role 'gpt'; rename it to one"),
+        ({"messages": [{"role": "endoftext", "content": ""}]}, r"row 1: 'messages' has the role 'endoftext'"),
         ([1], r"a.jsonl:1: a list; each line must be an object"),
     ],
 )
@@ -123,3 +146,10 @@ def test_no_answer_of_the_documentation_is_in_both_splits_and_wrong_ones_are_wro
         wrong = wrong_answers(q, 3)
         assert len({*wrong, q.answer}) == 4
         assert set(wrong) <= answers[q.split]
+
+
+@pytest.mark.parametrize("number", [4, 97, 194])
+def test_wrong_answers_differ_however_many_there_are(number: int, monkeypatch) -> None:
+    monkeypatch.setattr(documentation, "_answers", lambda kind, split: tuple(map(str, range(number))))
+    asked = documentation.Question("call", "a.b", "How is a.b called?", "b()", "val")
+    assert len(set(wrong_answers(asked, 4))) == 4

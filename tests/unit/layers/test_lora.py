@@ -109,6 +109,17 @@ def test_targets_are_last_names_or_patterns() -> None:
     assert [name.rpartition(".")[2] for name in names] == ["q", "v", "down"] * 2
 
 
+def test_experts_are_frozen_and_get_none() -> None:
+    def mixture() -> nn.Module:
+        return GPT(11, 8, dim=16, depth=1, num_heads=2, activation="swiglu", num_experts=4, num_shared_experts=1)
+
+    model = ModelBuilder(mixture, adapt=LoRA(rank=2))()
+    learns = {name.rpartition(".")[0] for name, weight in model.named_parameters() if weight.requires_grad}
+    layers = [f"attention.{name}" for name in ("q", "k", "v", "out")]
+    layers += [f"feedforward.shared.{name}" for name in ("gate", "up", "down")]
+    assert learns == {f"blocks.0.{name}" for name in layers}
+
+
 def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match=r"names no linear layer of GPT; it has down, gate, k, out, q, up, v"):
         adapted(targets=["query"])

@@ -13,6 +13,7 @@ from scaledl.data.base import BatchDataset, Data
 from scaledl.data.samples import Samples
 from scaledl.distributed.parallelize import ModelBuilder
 from scaledl.distributed.strategy import Single
+from scaledl.layers.lora import LoRA
 from scaledl.models.mlp import MLP
 from scaledl.optim.schedule import linear
 from scaledl.tasks.base import Task
@@ -262,6 +263,25 @@ def test_the_noise_of_a_micro_batch_depends_on_the_seed_and_its_index_alone() ->
     assert len(set(straight)) == 12
     assert between_evaluations == straight
     assert not set(straight) & set(drawn(seed=6))
+
+
+class Counted(MLP):
+    """Which changes itself after each step, as a router of experts does."""
+
+    moved = 0
+
+    def step_counts(self) -> Tensor:
+        return torch.ones(1)
+
+    def after_step(self, counts: Tensor, good: Tensor) -> None:
+        self.moved += 1
+
+
+@pytest.mark.parametrize(("adapt", "moved"), [(None, 2), (LoRA(targets=["out"]), 0)])
+def test_after_a_step_a_model_moves_itself_unless_it_is_frozen(adapt: LoRA | None, moved: int) -> None:
+    task = Classification(ModelBuilder(partial(Counted, 3, [8], 4), adapt=adapt), partial(torch.optim.SGD, lr=0.5), 4)
+    assert fit(task, Points(12, 4), max_steps=2).model.moved == moved
+    assert task.step_counts == 3  # which is counted all the same
 
 
 def test_the_model_is_built_once() -> None:

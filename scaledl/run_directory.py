@@ -64,10 +64,14 @@ def load_config(run_dir: Path, name: str = RESOLVED) -> DictConfig:
     return config
 
 
-def own_tokenizer(config: DictConfig, run_dir: Path) -> None:
-    """Read a tokenizer that came from another run in this one, which keeps it too: the other may be gone."""
+def own_tokenizer(config: DictConfig, run_dir: Path, later: Path | None = None) -> None:
+    """Read a tokenizer that came from another run in this one, which keeps it too: the other may be gone.
+
+    Args:
+        later: what `run_dir` will be called.
+    """
     if _has_saved_tokenizer(config) and (run_dir / TOKENIZER).is_file():
-        config.data.tokenizer.path = str(run_dir.absolute())
+        config.data.tokenizer.path = str((later or run_dir).absolute())
 
 
 def _has_saved_tokenizer(config: Any) -> bool:

@@ -194,6 +194,10 @@ def shard_elsewhere(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def shard_unnamed(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": 1}}))
+
+
 def damaged(folder: Path) -> None:
     os.truncate(folder / "model.safetensors", 1000)
 
@@ -214,6 +218,7 @@ REFUSED = {
     "pickled": (pickled, "only pytorch_model.bin: pickles can run code"),
     "missing": (shard_missing, "lacks model-00001-of-00002.safetensors"),
     "elsewhere": (shard_elsewhere, "lacks ../there/model.safetensors"),
+    "unnamed": (shard_unnamed, "is no list of files"),
     "damaged": (damaged, "model.safetensors cannot be read"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
     "no json": (lambda folder: (folder / "config.json").write_text("{"), "is no JSON"),

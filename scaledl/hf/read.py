@@ -12,6 +12,8 @@ from torch import Tensor
 from scaledl.safetensors_file import CODES
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_READ = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "spiece.model", "merges.txt"]
+_UNREAD = ["*/*", "consolidated*"]  # the weights again, for other programs
 _DTYPES = {code: dtype for dtype, code in CODES.items()}
 
 
@@ -28,7 +30,7 @@ def local_folder(source: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]))
+        return Path(snapshot_download(source, allow_patterns=_READ, ignore_patterns=_UNREAD))
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
         raise ValueError(
             f"{source} is no folder here, and was not brought from the Hugging Face Hub: "

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -16,6 +17,7 @@ from scaledl.distributed import storage
 from scaledl.distributed.pieces import Pieces
 from scaledl.evaluate import load_run
 from scaledl.export import _arguments, export
+from scaledl.hf.read import local_folder
 from scaledl.import_hf import import_
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -233,6 +235,20 @@ def test_what_cannot_be_imported_leaves_nothing(what: str, tmp_path: Path) -> No
     with pytest.raises(ValueError, match=said):
         imported(tmp_path / "there", tmp_path / "runs/new")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_what_is_read_is_all_that_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = ["config.json", "model.safetensors", "tokenizer.json", "spiece.model", "vocab.json", "merges.txt"]
+    others = ["consolidated.safetensors", "original/model.safetensors", "onnx/config.json", "model.bin", "README.md"]
+    fetched: list[str] = []
+
+    def download(name: str, **patterns: Any) -> str:
+        fetched.extend(huggingface_hub.utils.filter_repo_objects([*used, *others], **patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert local_folder("some/name") == tmp_path
+    assert fetched == used
 
 
 def test_a_name_that_is_nowhere_and_a_wrong_word(tmp_path: Path) -> None:

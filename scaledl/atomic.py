@@ -1,7 +1,10 @@
-"""Files that are whole or not there: written beside, then renamed over."""
+"""Files and folders that are whole or not there: written beside, then renamed over."""
 
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -22,6 +25,20 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.replace(beside, path)
     except BaseException:
         beside.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def new_folder(to: Path) -> Iterator[Path]:
+    """A folder beside `to` that becomes it at the end; what goes wrong before leaves nothing."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    beside = to.with_name(f".{to.name}.{secrets.token_hex(8)}.tmp")
+    beside.mkdir()
+    try:
+        yield beside
+        os.replace(beside, to)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
         raise
 
 

@@ -50,6 +50,7 @@ def evaluate(run_dir: Path, which: str, text: Path | None, allowed: list[str]) -
 def valid_config(run_dir: Path, allowed: list[str]) -> DictConfig:
     """The config of a run directory, which may come from a stranger: it is validated like one that was typed."""
     config = run_directory.load_config(run_dir)
+    run_directory.own_tokenizer(config, run_dir)
     problems = [*validate(config, Root, build.PROVIDED, (*ALLOWED, *allowed)), *broken_rules(config)]
     if problems:
         raise ConfigError(problems)

@@ -1,8 +1,5 @@
 """A trained model for other programs: a folder that `transformers` loads, or a program of torch.export."""
 
-import os
-import secrets
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor, nn
 
-from scaledl import build, checkpoint
+from scaledl import atomic, build, checkpoint
 from scaledl.data.tokenizer import load_tokenizer
 from scaledl.distributed import storage
 from scaledl.distributed.pieces import Pieces
@@ -45,18 +42,11 @@ def export(
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ValueError(f"{to} is there already and not empty; give a new folder with --to")
     quiet()
-    to.parent.mkdir(parents=True, exist_ok=True)
-    beside = to.with_name(f".{to.name}.{os.getpid()}.{secrets.token_hex(2)}.tmp")
-    beside.mkdir()
-    try:
+    with atomic.new_folder(to) as beside:
         if form == "hf":
             said = _write_hf(beside, run_dir, which, size_of(max_shard_size), dtype, allowed)
         else:
             said = _write_program(beside, run_dir, which, dtype, allowed)
-        os.replace(beside, to)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
     console = Console()
     for line in (f"{to}: {said[0]}", *said[1:]):
         console.print(line)

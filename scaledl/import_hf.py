@@ -1,8 +1,5 @@
 """Make a run directory of a Hugging Face checkpoint, from which generate, evaluate, export and training go on."""
 
-import os
-import secrets
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,19 +57,12 @@ def import_(source: str, to: Path | None, words: list[str], folders: list[Path],
     config, linked = _config(arguments, tokenizer, run_dir, words, folders, allowed)
     weights = _weights(theirs["model_type"], read.Tensors(folder), config)
 
-    run_dir.parent.mkdir(parents=True, exist_ok=True)
-    beside = run_dir.with_name(f".{run_dir.name}.{os.getpid()}.{secrets.token_hex(2)}.tmp")
-    beside.mkdir()
-    try:
+    with atomic.new_folder(run_dir) as beside:
         run_directory.write_config(beside, linked, config)
         atomic.write_text(beside / run_directory.MODEL, describe(build.model(config).on_meta()))
         if tokenizer is not None:
             tokenizer.save(beside)
         checkpoint.begin_with(beside, weights)
-        os.replace(beside, run_dir)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
     _tell(run_dir, theirs["model_type"], weights, tokenizer)
     return run_dir
 

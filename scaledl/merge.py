@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from scaledl import build, checkpoint, run_directory
+from scaledl import atomic, build, checkpoint, run_directory
 from scaledl.config.resolvers import WANDB_ID
 from scaledl.distributed.pieces import Pieces
 from scaledl.evaluate import load_run
@@ -36,15 +36,14 @@ def merge(run_dir: Path, which: str, to: Path, allowed: list[str]) -> Path:
     plain.configure_model()
     for name in plain.state_dict().keys() - weights.keys():  # a reference, which was the model without its adapters
         weights[name] = before[name.replace("reference.", "model.", 1)]
-    beside = to.with_name(f".{to.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    checkpoint.begin_with(beside, {f"weights/{name}": Pieces.of(tensor) for name, tensor in weights.items()})
-    for file in run_dir.iterdir():  # what the data left there, such as a tokenizer
-        if file.is_file() and file.name not in _OF_TRAINING and file.suffix not in (".jsonl", ".html"):
-            shutil.copyfile(file, beside / file.name)
-    for name in _CONFIGS:
-        written = run_directory.load_config(run_dir, name)
-        written.lora = None
-        (beside / name).write_text(OmegaConf.to_yaml(written), encoding="utf-8")
-    beside.rename(to)
+    with atomic.new_folder(to) as beside:
+        checkpoint.begin_with(beside, {f"weights/{name}": Pieces.of(tensor) for name, tensor in weights.items()})
+        for file in run_dir.iterdir():  # what the data left there, such as a tokenizer
+            if file.is_file() and file.name not in _OF_TRAINING and file.suffix not in (".jsonl", ".html"):
+                shutil.copyfile(file, beside / file.name)
+        for name in _CONFIGS:
+            written = run_directory.load_config(run_dir, name)
+            written.lora, written.run_dir = None, str(to)
+            run_directory.own_tokenizer(written, beside, to)
+            atomic.write_text(beside / name, OmegaConf.to_yaml(written))
     return to

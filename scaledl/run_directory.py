@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from scaledl import atomic
 
 RESOLVED, LINKED, SUMMARY, MODEL = "config.yaml", "composed.yaml", "summary.json", "model.txt"
+TOKENIZER = "tokenizer.json"  # saved there by the data
 
 # What decides the numbers of a run; the rest (length, saving, logging, batches' split, ranks) may change on the way.
 _FIXED = ("model", "task", "data", "optimizer", "scheduler", "seed", "federation", "lora")
@@ -63,6 +64,21 @@ def load_config(run_dir: Path, name: str = RESOLVED) -> DictConfig:
     return config
 
 
+def own_tokenizer(config: DictConfig, run_dir: Path, later: Path | None = None) -> None:
+    """Read a tokenizer that came from another run in this one, which keeps it too: the other may be gone.
+
+    Args:
+        later: what `run_dir` will be called.
+    """
+    if _has_saved_tokenizer(config) and (run_dir / TOKENIZER).is_file():
+        config.data.tokenizer.path = str((later or run_dir).absolute())
+
+
+def _has_saved_tokenizer(config: Any) -> bool:
+    tokenizer = (config.get("data") or {}).get("tokenizer") or {}
+    return tokenizer.get("_target_") == "scaledl.data.tokenizer.SavedTokenizer"
+
+
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     atomic.write_text(run_dir / SUMMARY, json.dumps(finite(summary), indent=2) + "\n")
 
@@ -90,6 +106,8 @@ def flat(node: Any, path: str = "") -> dict[str, Any]:
 def _decisive(config: Any) -> dict[str, Any]:
     """Flat `group.key` values that decide a run's numbers."""
     resolved: Any = OmegaConf.to_container(config, resolve=True)
+    if _has_saved_tokenizer(resolved):
+        del resolved["data"]["tokenizer"]["path"]  # the data compare the tokenizer itself
     found: dict[str, Any] = {}
     for group in _FIXED:
         node = resolved.get(group)

@@ -65,6 +65,7 @@ def composed(words: list[str], folders: list[Path], allowed: list[str], resume: 
         config = run_directory.load_config(resume, run_directory.LINKED)
         _check_not_lost(resume, config.checkpoint.every_n_steps)
         config.run_dir = str(resume)
+        run_directory.own_tokenizer(config, resume)
         problems = change(config, words, folders)
     problems += [] if problems else broken_rules(config)
     if config.get("data"):

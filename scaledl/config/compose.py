@@ -25,16 +25,29 @@ def compose(words: list[str], folders: list[Path]) -> tuple[DictConfig, list[str
     """The composed config of `words` (Hydra's override grammar) and what was wrong with them.
 
     Value overrides are taken without Hydra's own check of keys: validation against the signatures sees more (a key that
-    an argument has but no yaml mentions is right) and finds all the wrong ones together.
+    an argument has but no yaml mentions is right) and finds all the wrong ones together. What stands in another run is
+    copied from there first, so that a value may change a part of it.
 
     Raises:
         ConfigError: the words cannot be composed at all.
     """
     overrides, problems = _parse(words, folders)
     experiment = next((o.value() for o in overrides if o.key_or_group == "experiment"), None)
-    lines = [_line(o, folders) for o in overrides]
+    inner = [o for o in overrides if "." in o.key_or_group and not o.is_delete() and not _is_choice(o, folders)]
+    lines = [_line(o, folders) for o in overrides if o not in inner]
     try:
         config = _hydra("train", lines, folders)
+        with flag_override(config, ["struct", "readonly"], False):
+            resolvers.copy_from_runs(config)
+            for override in inner:
+                node = override.key_or_group.partition(".")[0]
+                if OmegaConf.is_interpolation(config, node):
+                    problems.append(
+                        f"{override.input_line}: {node} is that of another run, which is not found; give its "
+                        "directory, init_from=RUN"
+                    )
+                else:
+                    OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError([*problems, _reason(error)]) from error
     if config.experiment is None:

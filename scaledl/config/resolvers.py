@@ -1,5 +1,6 @@
 """Values that a config takes from its surroundings: the run's name and whether Weights & Biases has an account."""
 
+import contextlib
 import netrc
 import os
 import secrets
@@ -7,7 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 WANDB_ID = "wandb_id"  # a file in the run directory
 
@@ -67,6 +69,24 @@ def of_run(run_dir: str | None, node: str) -> Any:
     if not path.is_file():
         raise ValueError(f"{run_dir} is no run directory (no config.yaml); runs lie in runs/<experiment>/<run_id>")
     return OmegaConf.select(OmegaConf.load(path), node)
+
+
+def copy_from_runs(config: DictConfig) -> None:
+    """Put the values that `of_run` finds in the place of the links, so that the config needs no other run.
+
+    A link that leads nowhere stays, for validation to report.
+    """
+    for key in list(config):
+        if OmegaConf.is_missing(config, key):
+            continue
+        if not OmegaConf.is_interpolation(config, key):
+            if isinstance(config[key], DictConfig):
+                copy_from_runs(config[key])
+            continue
+        link: Any = OmegaConf.to_container(config, resolve=False)
+        if str(link[key]).startswith("${of_run:"):
+            with contextlib.suppress(OmegaConfBaseException):
+                config[key] = config[key]
 
 
 def register() -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 from scaledl.safetensors_file import CODES
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_READ = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "spiece.model", "merges.txt"]
+_UNREAD = ["*/*", "consolidated*"]  # the weights again, for other programs
 _DTYPES = {code: dtype for dtype, code in CODES.items()}
 
 
@@ -28,7 +30,7 @@ def local_folder(source: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]))
+        return Path(snapshot_download(source, allow_patterns=_READ, ignore_patterns=_UNREAD))
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
         raise ValueError(
             f"{source} is no folder here, and was not brought from the Hugging Face Hub: "
@@ -46,13 +48,22 @@ def config_of(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no config.json; give a folder made by save_pretrained")
+    return settings_of(path)
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """What a JSON file of settings says.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON ({error}); copy it again") from error
-    if not isinstance(config, dict):
+    if not isinstance(settings, dict):
         raise ValueError(f"{path} holds no settings; copy it again")
-    return config
+    return settings
 
 
 class Tensors:
@@ -89,7 +100,8 @@ class Tensors:
 def _files_of(folder: Path) -> list[str]:
     if (folder / _INDEX).is_file():
         try:
-            files = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+            found = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+            files = sorted({str(Path(file)) for file in found})
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{folder / _INDEX} is no list of files; copy it again") from error
         strange = [file for file in files if Path(file).name != file]

@@ -13,6 +13,7 @@ from scaledl.data.tokenizer import (
     SubwordTokenizer,
     Tokenizer,
 )
+from scaledl.hf.read import settings_of
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 _OLDER = ("tokenizer.model", "vocab.json", "spiece.model")  # which transformers turns into a tokenizer.json
@@ -74,15 +75,9 @@ def from_folder(folder: Path, config: Mapping[str, Any], name: str) -> Tokenizer
             raise ValueError(
                 f"{folder / FILE} is no tokenizer that this version of tokenizers reads: {error}"
             ) from error
-        settings = _json(folder / SETTINGS)
         vocabulary = backend.get_vocab(with_added_tokens=True)
-        eos = settings.get("eos_token")
-        eos = vocabulary.get(eos.get("content") if isinstance(eos, dict) else eos)
-        for file in (config, _json(folder / "generation_config.json")):
-            if eos is None:
-                theirs = file.get("eos_token_id")
-                eos = theirs[0] if isinstance(theirs, list) else theirs
         size = max(vocabulary.values()) + 1
+        eos = _end_of_document(folder, config, vocabulary, size)
         found._set_backend(backend)
         found.eos_id = size if eos is None else eos
         found.vocab_size = max(size, found.eos_id + 1)
@@ -94,8 +89,23 @@ def from_folder(folder: Path, config: Mapping[str, Any], name: str) -> Tokenizer
     return found
 
 
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _end_of_document(folder: Path, config: Mapping[str, Any], vocabulary: dict[str, int], size: int) -> int | None:
+    token = _settings(folder / SETTINGS).get("eos_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(token, str | None):
+        raise ValueError(f"{folder / SETTINGS} has eos_token={token!r}, which is no text; copy it again")
+    if token in vocabulary:
+        return vocabulary[token]
+    theirs = [file.get("eos_token_id") for file in (config, _settings(folder / "generation_config.json"))]
+    eos = next((i[0] if isinstance(i, list) else i for i in theirs if i not in (None, [])), None)
+    limit = max(n for n in (size, config.get("vocab_size")) if isinstance(n, int))
+    if eos is not None and (type(eos) is not int or not 0 <= eos < limit):
+        raise ValueError(f"{folder} has eos_token_id={eos!r}, which is none of its {limit} ids; copy it again")
+    return eos
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    return settings_of(path) if path.is_file() else {}
 
 
 def _signs_of_bytes() -> list[str]:

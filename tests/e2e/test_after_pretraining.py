@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from scaledl.checkpoint import choose, load_model_weights
 from tests.after_pretraining import TINY, conversations, multiple_choice, preferences
@@ -41,6 +42,8 @@ def test_three_commands_each_improve_their_own_metric(scaledl, tmp_path: Path) -
     told = scaledl("merge", "runs/llm/sft_docs/a", "--to", "merged").stdout
     merged, base = weights_of(tmp_path / "merged"), weights_of(dpo)
     assert told.strip() == "merged"
+    written = OmegaConf.load(tmp_path / "merged/config.yaml")
+    assert (written.run_dir, written.data.tokenizer.path) == ("merged", str(tmp_path / "merged"))
     assert merged.keys() == {name for name in base if ".lora_" not in name}
     assert all((merged[name] - base[name]).abs().max() < 1e-6 for name in merged)
     first = weights_of(runs / "pretrain_docs/a")

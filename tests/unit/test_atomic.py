@@ -1,4 +1,4 @@
-"""A file is whole or not there, whoever else writes it."""
+"""A file or a folder is whole or not there, whoever else writes it."""
 
 import os
 from pathlib import Path
@@ -32,3 +32,24 @@ def test_what_is_left_half_written_is_removed(tmp_path: Path, monkeypatch: pytes
     assert len(list(tmp_path.iterdir())) == 1
     atomic.clear(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def write_both(to: Path) -> None:
+    with atomic.new_folder(to) as outer:
+        (outer / "outer").touch()
+        with atomic.new_folder(to) as inner:
+            (inner / "inner").touch()
+            assert not to.exists()
+        assert (outer / "outer").exists()
+        raise KeyboardInterrupt
+
+
+def test_two_writers_do_not_meet_and_a_failed_one_leaves_nothing(tmp_path: Path) -> None:
+    to = tmp_path / "deep/made"
+    with pytest.raises(KeyboardInterrupt):
+        write_both(to)
+    assert [path.name for path in to.parent.iterdir()] == ["made"]
+    with pytest.raises(OSError, match="not empty"), atomic.new_folder(to) as late:
+        (late / "late").touch()
+    assert [path.name for path in to.parent.iterdir()] == ["made"]
+    assert [path.name for path in to.iterdir()] == ["inner"]

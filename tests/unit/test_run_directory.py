@@ -108,3 +108,20 @@ def test_settings_are_flat_by_their_dotted_names() -> None:
     nested = {"optimizer": {"lr": 0.1, "betas": [0.9, 0.95]}, "seed": 0, "callbacks": {}, "a/b": None}
     assert run_directory.flat(nested) == {"optimizer.lr": 0.1, "optimizer.betas": [0.9, 0.95], "seed": 0, "a/b": None}
     assert run_directory.flat({"n": 1}, "callbacks.pruning") == {"callbacks.pruning.n": 1}
+
+
+def test_a_tokenizer_of_another_run_is_read_where_the_run_keeps_it(tmp_path: Path) -> None:
+    tokenizer = {"_target_": "scaledl.data.tokenizer.SavedTokenizer", "path": "elsewhere"}
+    write(tmp_path, data__tokenizer=tokenizer)
+    found = config(data__tokenizer=tokenizer)
+    run_directory.own_tokenizer(found, tmp_path)
+    assert found.data.tokenizer.path == "elsewhere"
+    (tmp_path / "tokenizer.json").touch()
+    run_directory.own_tokenizer(found, tmp_path)
+    assert found.data.tokenizer.path == str(tmp_path)
+    run_directory.check_same_run(found, tmp_path)  # which compares no place
+    other = config(data__tokenizer=tokenizer | {"_target_": "some.Tokenizer"})
+    run_directory.own_tokenizer(other, tmp_path)
+    assert other.data.tokenizer.path == "elsewhere"
+    with pytest.raises(ValueError, match=r"data\.tokenizer"):
+        run_directory.check_same_run(other, tmp_path)

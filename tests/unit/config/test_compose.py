@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from scaledl.config.compose import compose
 from scaledl.config.folders import CONF, config_folders
@@ -81,6 +82,22 @@ def test_a_users_folder_adds_and_overrides(tmp_path: Path) -> None:
     theirs.parent.mkdir()
     theirs.write_text(ours.read_text().replace("dropout: 0.0", "dropout: 0.25"))
     assert composed([CIRCLES], config_folders([str(tmp_path)]), []).model.dropout == 0.25
+
+
+def test_a_value_within_what_another_run_gives_changes_that_alone(tmp_path: Path) -> None:
+    words = ["experiment=llm/finetune", "model.dropout=0.25"]
+    target = "scaledl.models.gpt.GPT"
+    (tmp_path / "config.yaml").write_text(f"model: {{_target_: {target}, vocab_size: 7, max_seq_len: 8}}\n")
+    config = composed([*words, f"init_from={tmp_path}"], [CONF], [])
+    (tmp_path / "config.yaml").unlink()  # what was taken from there is not looked up again
+    assert OmegaConf.to_container(config.model) == {
+        "_target_": target,
+        "vocab_size": 7,
+        "max_seq_len": 8,
+        "dropout": 0.25,
+    }
+    assert "model.dropout=0.25: model is that of another run" in message(*words)
+    assert "init_from=RUN" in message(*words, "init_from=nowhere")
 
 
 def test_a_folder_that_is_not_there_is_said() -> None:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -16,6 +17,7 @@ from scaledl.distributed import storage
 from scaledl.distributed.pieces import Pieces
 from scaledl.evaluate import load_run
 from scaledl.export import _arguments, export
+from scaledl.hf.read import local_folder
 from scaledl.import_hf import import_
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -194,6 +196,10 @@ def shard_elsewhere(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def shard_unnamed(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": 1}}))
+
+
 def damaged(folder: Path) -> None:
     os.truncate(folder / "model.safetensors", 1000)
 
@@ -214,6 +220,7 @@ REFUSED = {
     "pickled": (pickled, "only pytorch_model.bin: pickles can run code"),
     "missing": (shard_missing, "lacks model-00001-of-00002.safetensors"),
     "elsewhere": (shard_elsewhere, "lacks ../there/model.safetensors"),
+    "unnamed": (shard_unnamed, "is no list of files"),
     "damaged": (damaged, "model.safetensors cannot be read"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
     "no json": (lambda folder: (folder / "config.json").write_text("{"), "is no JSON"),
@@ -228,6 +235,20 @@ def test_what_cannot_be_imported_leaves_nothing(what: str, tmp_path: Path) -> No
     with pytest.raises(ValueError, match=said):
         imported(tmp_path / "there", tmp_path / "runs/new")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_what_is_read_is_all_that_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = ["config.json", "model.safetensors", "tokenizer.json", "spiece.model", "vocab.json", "merges.txt"]
+    others = ["consolidated.safetensors", "original/model.safetensors", "onnx/config.json", "model.bin", "README.md"]
+    fetched: list[str] = []
+
+    def download(name: str, **patterns: Any) -> str:
+        fetched.extend(huggingface_hub.utils.filter_repo_objects([*used, *others], **patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert local_folder("some/name") == tmp_path
+    assert fetched == used
 
 
 def test_a_name_that_is_nowhere_and_a_wrong_word(tmp_path: Path) -> None:

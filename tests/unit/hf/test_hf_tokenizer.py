@@ -113,6 +113,28 @@ def test_the_end_of_a_document_is_found(tmp_path: Path) -> None:
     assert found.eos_id == 3
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("tokenizer_config.json", [], "holds no settings"),
+        ("tokenizer_config.json", {"eos_token": ["a"]}, "is no text"),
+        (
+            "generation_config.json",
+            {"eos_token_id": 10**12},
+            "eos_token_id=1000000000000, which is none of its 320 ids",
+        ),
+        ("generation_config.json", {"eos_token_id": ["a"]}, "which is none of its"),
+        ("generation_config.json", {"eos_token_id": -1}, "which is none of its"),
+    ],
+)
+def test_a_malformed_end_of_a_document_is_said(file: str, content: object, said: str, tmp_path: Path) -> None:
+    write(fitted("bpe"), tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=said):
+        from_folder(tmp_path, {"vocab_size": 320, "eos_token_id": []}, "x")
+
+
 def test_a_folder_without_a_tokenizer_and_one_with_a_damaged_one(tmp_path: Path) -> None:
     assert from_folder(tmp_path, {}, "x") is None
     (tmp_path / "tokenizer.json").write_text("{")

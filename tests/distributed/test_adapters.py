@@ -1,5 +1,6 @@
 """Adapters, preferences and the merging of an earlier run's adapters, on every strategy as in one process."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,10 @@ def test_every_strategy_trains_adapters_as_one_process_does(environment, tmp_pat
 
 def test_a_copy_is_the_reference_where_there_are_no_adapters(environment, tmp_path: Path) -> None:
     environment |= {"OMP_NUM_THREADS": "1"}
-    dpo = ["experiment=llm/dpo_docs", f"data.path={preferences(tmp_path)}", *SIX, "lora=none"]
+    sft = ["experiment=llm/sft_docs", f"data.path={conversations(tmp_path)}", *SIX, "lora=none", "trainer.max_steps=3"]
+    log_of(sft, SINGLE, tmp_path / "sft", environment)
+    dpo = ["experiment=llm/dpo_docs", f"data.path={preferences(tmp_path)}", f"init_from={tmp_path / 'sft'}", *SIX]
+    dpo += ["lora=none"]
     one, other = (log_of(dpo, LAYOUTS.get(n, SINGLE), tmp_path / n, environment) for n in ("one", "deepspeed_3"))
     assert_same(one, other)
+    assert one[0]["train/loss"] == pytest.approx(math.log(2), abs=1e-6)  # so the copy began as the source too

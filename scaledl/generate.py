@@ -51,9 +51,9 @@ def generate(
     held_back = max((len(text) - 1 for text in stop), default=0)  # what may turn out to be the begin of a stop
     for piece in pieces:
         written += piece
-        ends = [at for at in map(written.find, stop) if at >= 0]
-        if ends:
-            written = written[: min(ends)]
+        stops = [at for at in map(written.find, stop) if at >= 0]
+        if stops:
+            written = written[: min(stops)]
             break
         settled = len(written) - held_back
         if settled > shown:

@@ -222,14 +222,14 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(
     assert storage.load_plain(tmp_path / "resumed")["lr"] == storage.load_plain(tmp_path / "straight")["lr"]
 
 
-def each_alone(model: nn.Module, by_use: bool = False) -> list[dict[str, Any]]:
+def each_alone(make_optimizer: Any, model: nn.Module) -> list[dict[str, Any]]:
     return [{"params": [p], "weight_decay": 0.0} for p in model.parameters() if p.requires_grad]
 
 
 def test_a_schedule_goes_on_with_another_number_of_groups(
     saved: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "parameter_groups", each_alone)
+    monkeypatch.setattr(base, "groups_of", each_alone)
     start = AtTheStart(tmp_path / "start")
     trainer = fit("single", tmp_path, start, max_steps=STEPS + 2, resume=saved("single"))
     (optimizer,) = trainer.optimizers

@@ -84,7 +84,8 @@ def test_markers_of_other_families_are_special_tokens_too(markers: tuple[str, st
 def test_a_tokenizer_learns_all_that_is_written() -> None:
     tokenizer = CharTokenizer()
     tokenizer.fit([CHATML.texts([{"role": "user", "content": "o"}])])
-    CHATML.encode(tokenizer, [{"role": "user", "content": "o"}])  # "d" and "n" are in its end alone
+    ids, _ = CHATML.encode(tokenizer, [{"role": "user", "content": "o"}])  # "d" and "n" are in its end alone
+    assert tokenizer.decode(ids.tolist()) == "<|im_start|>user\no<|im_end|>\n"
 
 
 @pytest.mark.parametrize("generation", [False, True])

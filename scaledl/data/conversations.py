@@ -15,6 +15,7 @@ from scaledl.data import checks
 from scaledl.data.base import BatchDataset, Data
 from scaledl.data.chat import ROLES, ChatTemplate
 from scaledl.data.documentation import questions
+from scaledl.data.hub import OURS, load_splits
 from scaledl.data.tokenizer import FILE, Tokenizer, load_tokenizer
 
 IGNORED = -100  # the label that torch's cross-entropy leaves out
@@ -220,18 +221,7 @@ def read_jsonl(path: Path) -> list[Row]:
 
 def read_hub(dataset: str, config: str | None) -> dict[str, list[Row]]:
     """The rows of a dataset of the Hugging Face Hub, by our names of splits."""
-    import datasets
-
-    try:
-        splits = datasets.load_dataset(dataset, config)
-    except Exception as error:  # the library raises a dozen kinds, from DNS failures to bad names
-        raise ValueError(
-            f"data.dataset={dataset!r} (config {config}) was not loaded: {error}; check the name or, without a network "
-            "here, run `scaledl prepare` once where there is one"
-        ) from error
-    ours = {"train": "train", "validation": "val", "test": "test"}
-    if "train" not in splits:
-        raise ValueError(f"data.dataset={dataset!r} has the splits {', '.join(splits)}, and none is called train")
+    splits, ours = load_splits(dataset, config), OURS
     return {ours[name]: splits[name].to_list() for name in ours if name in splits}
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from scaledl.data import checks
 from scaledl.data.base import BatchDataset, Data
 from scaledl.data.corpus import PythonTexts
+from scaledl.data.hub import OURS, load_splits
 from scaledl.data.tokenizer import FILE, SavedTokenizer, Tokenizer, load_tokenizer
 
 NUM_PACKAGES = 8
@@ -283,18 +284,7 @@ def read_hub(
 ) -> tuple[dict[str, Labelled], list[str] | None]:
     """A dataset of the Hugging Face Hub: its splits `train` and, if it has them, `val` and `test`; names of its classes
     if it has them."""
-    import datasets
-
-    try:
-        splits = datasets.load_dataset(dataset, config)
-    except Exception as error:  # the library raises a dozen kinds, from DNS failures to bad names
-        raise ValueError(
-            f"data.dataset={dataset!r} (config {config}) was not loaded: {error}; check the name or, without a network "
-            "here, run `scaledl prepare` once where there is one"
-        ) from error
-    ours = {"train": "train", "validation": "val", "test": "test"}
-    if "train" not in splits:
-        raise ValueError(f"data.dataset={dataset!r} has the splits {', '.join(splits)}, and none is called train")
+    splits, ours = load_splits(dataset, config), OURS
     found, names = {}, None
     for name in ours.keys() & splits.keys():
         table = splits[name].with_format("arrow")[:]

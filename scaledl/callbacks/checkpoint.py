@@ -51,8 +51,10 @@ class Checkpoint(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        if not self._prepared:  # the optimiser has its state now
-            self._prepared = True
+        if not self._prepared and (self.every_n_steps < trainer.max_steps or trainer.enable_validation):
+            self._prepared = (
+                True  # now that the optimiser has its state; a run that saves at its end only never needs it
+            )
             trainer.strategy.saver.prepare(trainer.strategy.state_tensors())  # type: ignore[attr-defined]
         if trainer.global_step >= trainer.max_steps:
             trainer.should_stop = True  # which makes Lightning validate the last step, whatever the interval

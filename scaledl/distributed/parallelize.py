@@ -21,7 +21,13 @@ Checkpointing = Literal["none", "selective", "full"]
 
 aten = torch.ops.aten
 # bmm's, attention's scores, are too large
-PRODUCTS = {aten.mm.default, aten.addmm.default, aten.convolution.default, *grouped.PRODUCTS}
+PRODUCTS = {
+    aten.mm.default,
+    aten.addmm.default,
+    aten.convolution.default,
+    torch.ops.mkldnn._linear_pointwise.default,
+    *grouped.PRODUCTS,
+}
 ATTENTION = {
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_flash_attention.default,

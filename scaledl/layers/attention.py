@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scaledl.layers.linear import Linear
 from scaledl.layers.position import RotaryEmbedding
 
 
@@ -146,10 +147,10 @@ class Attention(nn.Module):
         self.out_init_std = init_std if out_init_std is None else out_init_std
         # Not fused: one q|k|v matmul gained 2 % of this layer's time (CPU, dim 128), and three serve cross attention
         # with the same code and shard by rows, head by head, under tensor parallelism.
-        self.q = nn.Linear(dim, num_heads * self.head_dim, bias=bias)
-        self.k = nn.Linear(dim, num_kv_heads * self.head_dim, bias=bias)
-        self.v = nn.Linear(dim, num_kv_heads * self.head_dim, bias=bias)
-        self.out = nn.Linear(num_heads * self.head_dim, dim, bias=bias)
+        self.q = Linear(dim, num_heads * self.head_dim, bias=bias)
+        self.k = Linear(dim, num_kv_heads * self.head_dim, bias=bias)
+        self.v = Linear(dim, num_kv_heads * self.head_dim, bias=bias)
+        self.out = Linear(num_heads * self.head_dim, dim, bias=bias)
         self.q_norm = nn.RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else None
         self.k_norm = nn.RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else None
         self.rope = None if rope_base is None else RotaryEmbedding(self.head_dim, rope_base, rope_scaling)

@@ -7,6 +7,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scaledl.layers.linear import Linear
+
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "swiglu"]
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -42,9 +44,9 @@ class FeedForward(nn.Module):
         self.init_std = init_std
         self.out_init_std = init_std if out_init_std is None else out_init_std
         # gate and up stay apart: one fused matmul was not faster (CPU, dim 128), and apart they shard by rows.
-        self.gate = nn.Linear(dim, hidden_dim, bias=bias) if activation == "swiglu" else None
-        self.up = nn.Linear(dim, hidden_dim, bias=bias)
-        self.down = nn.Linear(hidden_dim, dim, bias=bias)
+        self.gate = Linear(dim, hidden_dim, bias=bias) if activation == "swiglu" else None
+        self.up = Linear(dim, hidden_dim, bias=bias)
+        self.down = Linear(hidden_dim, dim, bias=bias)
         self.out_dropout = nn.Dropout(dropout)
         self.reset_parameters()
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from scaledl.layers.linear import is_faster, product
 from scaledl.layers.precision import product_dtype
 
 IGNORED = -100  # the label of a token that counts nothing, as in torch's cross_entropy
@@ -75,15 +76,20 @@ def _summed(
     losses = features.new_empty(len(features), dtype=torch.float32)
     features_gradient = torch.empty_like(features) if wanted[0] else None
     weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
-    buffer = features.new_empty(min(chunk_tokens, len(features)), len(weight), dtype=dtype)
-    exact = buffer if dtype == torch.float32 else torch.empty_like(buffer, dtype=torch.float32)
+    by_onednn = is_faster(features[:chunk_tokens], weight)
+    if not by_onednn:
+        buffer = features.new_empty(min(chunk_tokens, len(features)), len(weight), dtype=dtype)
+        exact = buffer if dtype == torch.float32 else torch.empty_like(buffer, dtype=torch.float32)
     for start in range(0, len(features), chunk_tokens):
         part = slice(start, start + chunk_tokens)
         x = features[part].to(dtype)  # (C, dim)
-        logits, p = buffer[: len(x)], exact[: len(x)]  # (C, V)
-        torch.mm(x, weight.mT, out=logits)
-        if p is not logits:
-            p.copy_(logits)
+        if by_onednn:
+            logits = p = product(x, weight)  # (C, V)
+        else:
+            logits, p = buffer[: len(x)], exact[: len(x)]  # (C, V)
+            torch.mm(x, weight.mT, out=logits)
+            if p is not logits:
+                p.copy_(logits)
         largest, chosen = p.amax(-1), p.gather(1, labels[part]).squeeze(1)
         torch.softmax(p, -1, out=p)
         # log Σ exp(logit), from the largest probability, which unlike that of the label is never 0
@@ -94,7 +100,7 @@ def _summed(
         if p is not logits:
             logits.copy_(p)
         if features_gradient is not None:
-            features_gradient[part] = torch.mm(logits, weight)
+            features_gradient[part] = product(logits, weight.mT) if by_onednn else torch.mm(logits, weight)
         if weight_gradient is not None:
             x = x * counted[part, None]
             if p is logits:

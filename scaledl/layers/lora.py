@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scaledl.layers.linear import Linear
+
 ADAPTERS = ("lora_a", "lora_b")  # last parts of their names
 
 
-class LoRALinear(nn.Linear):
+class LoRALinear(Linear):
     """W x + b + alpha / rank · B A x, of which only A and B learn (Hu et al. 2021, section 4.1).
 
     B is zero at first, so that the layer begins as W x + b; `weight` and `bias` keep the names they have without it.
@@ -90,7 +92,7 @@ class LoRA:
             ValueError: it has no such layer.
         """
         wanted = re.compile("|".join(f"(?:{target})" for target in self.targets))
-        linear = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+        linear = {name: module for name, module in model.named_modules() if type(module) in (nn.Linear, Linear)}
         chosen = {name: module for name, module in linear.items() if wanted.fullmatch(name.rpartition(".")[2])}
         if not chosen:
             known = sorted({name.rpartition(".")[2] for name in linear})

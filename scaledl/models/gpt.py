@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from scaledl.layers.attention import Attention, KVCache, added_to_scores, causal_mask
 from scaledl.layers.feedforward import Activation, FeedForward
+from scaledl.layers.linear import Linear
 from scaledl.layers.linear_cross_entropy import linear_cross_entropy
 from scaledl.layers.lora import LoRALinear
 from scaledl.layers.moe import Balance, MixtureOfExperts, Router, Score
@@ -138,7 +139,7 @@ class GPT(nn.Module):
         )
         self.norm = make_norm(norm, dim, norm_eps, bias)
         # Tied weights are one parameter used twice, not one shared by two modules: `to_empty` would part those.
-        self.head = None if tie_embeddings else nn.Linear(dim, vocab_size, bias=False)
+        self.head = None if tie_embeddings else Linear(dim, vocab_size, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

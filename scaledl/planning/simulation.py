@@ -49,8 +49,7 @@ class Simulation:
         peaks: the most bytes of (phase, block) besides weights and gradients, phase 0 forward and 1 backward.
         sharded_peaks: the same where a gradient is given away only when its block's backward pass has ended (FSDP).
         frozen: bytes of models that the task keeps besides its own, and that learn nothing.
-        with_gradients: the most bytes of those and of gradients together, of a step whose forward pass still finds
-            the gradients of the step before.
+        with_gradients: the most bytes of those and of gradients together, which come as activations go.
         saved: bytes kept from the forward to the backward pass.
         exchanged: bytes that tensor-parallel ranks sum in a forward and a backward pass.
         costs: by (kind of operation, bytes of an element): `matrix`, `attention`, `other`.
@@ -127,7 +126,6 @@ def simulate(
                     found.parameters[block] = found.parameters.get(block, 0) + parameter.numel()
                     if parameter.requires_grad:
                         found.trained[block] = found.trained.get(block, 0) + parameter.numel()
-            _give_gradients(model)
             _wrap(model, checkpointing)
             inputs = {name: _fake(tensor, in_bf16) for name, tensor in batch.items()}
             task.noise = Noise(task.model_builder.seed, torch.zeros(1, dtype=torch.int64))
@@ -136,7 +134,6 @@ def simulate(
                 with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
                     loss = task.objective(inputs)["loss"]
                 found.saved = recorder.work
-                model.zero_grad()
                 recorder.begin_backward()
                 loss.backward()
     except (NotImplementedError, RuntimeError) as error:
@@ -275,8 +272,7 @@ class _Recorder(TorchDispatchMode):
         self.ranks = ranks
         self.task, self.model, self.found = task, task.model, found
         self.work = self.most = 0  # bytes now, and at most
-        self._old_gradients = sum(p.grad.nbytes for p in self.model.parameters() if p.grad is not None)
-        self._gradients = self._old_gradients
+        self._gradients = 0
         self._place = {p: index for index, block in enumerate(blocks_of(self.model)) for p in block.parameters()}
         self._whole: dict[int, int] = {}  # bytes of gradients that FSDP still holds as a whole, by block
         self._alive: dict[int, tuple[Any, int, str]] = {}  # storage -> (reference, bytes, what it is)
@@ -321,8 +317,7 @@ class _Recorder(TorchDispatchMode):
         self._note()
 
     def begin_backward(self) -> None:
-        """The gradients of the step before have been given back."""
-        self._gradients, self._at = 0, (1, REST)
+        self._at = (1, REST)
 
     def _gone(self, key: int, _: Any) -> None:
         _, size, kind = self._alive.pop(key)

@@ -123,9 +123,11 @@ class Task(pl.LightningModule):
     ) -> None:
         self.trainer.strategy.finish_gradients(optimizer, gradient_clip_val)  # type: ignore[attr-defined]
 
-    def optimizer_step(self, epoch: int, batch_idx: int, *arguments: Any, **named: Any) -> None:
-        super().optimizer_step(epoch, batch_idx, *arguments, **named)
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, *arguments: Any, **named: Any) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, *arguments, **named)
         strategy = self.trainer.strategy
+        if not strategy.handles_gradient_accumulation:  # DeepSpeed, which frees its own
+            optimizer.zero_grad()  # Lightning would keep them in memory until the next forward pass has ended
         norm, skipped = strategy.step_report()  # type: ignore[attr-defined]
         self.step_metrics |= {"grad_norm": norm, "skipped": skipped.float()}
         # DeepSpeed, which accumulates by itself, is asked for a step at every micro-batch.

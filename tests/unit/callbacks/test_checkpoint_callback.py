@@ -73,6 +73,22 @@ def test_a_step_is_written_once_and_after_its_validation(fit: Fit) -> None:
     assert saves.validations_to_come == [2, 1, 0]
 
 
+@pytest.mark.parametrize(("every_n_steps", "copies"), [(5, False), (2, True)])
+def test_memory_for_copies_is_taken_only_by_a_run_that_saves_on_its_way(
+    fit: Fit, every_n_steps: int, copies: bool
+) -> None:
+    held = []
+
+    class Looks(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *arguments: Any) -> None:
+            trainer.strategy.saver.wait()  # type: ignore[attr-defined]
+            held.append(bool(trainer.strategy.saver._copies))  # type: ignore[attr-defined]
+
+    data = Points("moons", 4, 4, num_samples=40, val_fraction=0.0)
+    fit(Checkpoint(every_n_steps=every_n_steps, keep_last=100), Looks(), max_steps=5, data=data)
+    assert held == [False] + 4 * [copies]
+
+
 def test_without_validation_nothing_is_late(fit: Fit, tmp_path: Path) -> None:
     data = Points("moons", 4, 4, num_samples=40, val_fraction=0.0)
     fit(Checkpoint(every_n_steps=2, keep_last=100), max_steps=5, val_every=1, data=data)

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from scaledl.layers import linear
 from scaledl.layers.linear_cross_entropy import linear_cross_entropy
 
 N, DIM, V = 37, 12, 50
@@ -56,6 +57,15 @@ def test_the_default_for_many_logits() -> None:
     assert type(found.grad_fn).__name__ == "_LinearCrossEntropyBackward"
     assert_near(found, expected, 1e-6)
     assert_near(gradients(found, weight)[0], gradients(expected, weight)[0], 1e-6)
+
+
+@pytest.mark.parametrize("wants", [{}, {"weight": False}, {"features": False}], ids=["both", "features", "weight"])
+def test_products_by_onednn(monkeypatch: pytest.MonkeyPatch, wants: dict[str, bool]) -> None:
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this PyTorch has no oneDNN")
+    monkeypatch.setattr(linear, "processor_is_amd", lambda: True)
+    monkeypatch.setattr(linear, "MIN_PRODUCTS", 1)
+    test_loss_and_gradients_are_those_of_whole_logits(8, wants)
 
 
 @pytest.mark.parametrize("chunk_tokens", [4, None])

@@ -110,10 +110,10 @@ def test_a_tensor_parallel_rank_holds_some_of_the_experts() -> None:
     assert one.costs["matrix", 4].flops - two.costs["matrix", 4].flops == divided
 
 
-def test_gradients_of_the_step_before_count_in_the_forward_pass() -> None:
+def test_gradients_come_as_activations_go() -> None:
     found = simulate(task(), BATCH)
     gradients = sum(parameter.numel() for parameter in task().model_builder.on_meta().parameters()) * 4
-    assert found.with_gradients >= found.peaks[0, REST] + gradients
+    assert max(found.work, gradients) <= found.with_gradients < found.work + gradients
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,6 @@ def test_of_an_adapted_model_the_adapters_alone_learn() -> None:
     passed = simulate(adapted, BATCH)
     assert sum(passed.trained.values()) == planned.trained
     assert sum(passed.parameters.values()) * 4 == planned.weights
-    assert passed.with_gradients - passed.work < simulate(whole, BATCH).with_gradients - passed.work
     with pytest.raises(ValueError, match="lora needs whole matrices"):
         simulate(adapted, BATCH, tensor_parallel_size=2)
 

@@ -61,6 +61,21 @@ def fit(task: Task, data: Data, **arguments: Any) -> Task:
     return task
 
 
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_gradients_are_in_memory_from_backward_to_the_step_only(accumulation: int) -> None:
+    """Lightning alone would free them after the next forward pass, when activations need the most."""
+    there = []
+
+    class Looks(Classification):
+        def objective(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            there.append(any(parameter.grad is not None for parameter in self.parameters()))
+            return super().objective(batch)
+
+    task = Looks(ModelBuilder(partial(MLP, 3, [8], 4), seed=0), partial(torch.optim.SGD, lr=0.5), 4)
+    fit(task, Points(4 * accumulation, 4), max_steps=2)
+    assert there == 2 * [False, *[True] * (accumulation - 1)]
+
+
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_an_evaluation_is_the_mean_over_the_whole_set_though_its_last_batch_is_short(split: str) -> None:
     task, data, runner = classification(), Points(4, 4), trainer()

@@ -88,6 +88,8 @@ class DeepSpeed(RunState, DeepSpeedStrategy):
             lr_scheduler=lr_scheduler,
             dist_init_required=False,
         )
+        if self.stage == 3:
+            _gather_what_forward_reads(model.model)  # type: ignore[arg-type]
         return engine, zero
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *arguments: Any, **named: Any) -> Tensor:
@@ -220,3 +222,28 @@ class DeepSpeed(RunState, DeepSpeedStrategy):
     save_checkpoint = RunState.save_checkpoint
     load_checkpoint = RunState.load_checkpoint
     load_model_state_dict = RunState.load_model_state_dict
+
+
+def _gather_what_forward_reads(model: nn.Module) -> None:
+    """Let a call of the model past DeepSpeed's engine, as `generate` makes, gather like one that comes through it.
+
+    Else a parameter that another module than its own reads (tied embeddings) would be empty: DeepSpeed notes who reads
+    what only while its engine's forward pass runs.
+    """
+    tables = [module._parameters for module in model.modules() if hasattr(module._parameters, "_in_forward")]
+
+    def mark(running: bool) -> None:
+        for table in tables:
+            table._in_forward = running
+
+    inside: list[bool] = []
+
+    def before(*_: Any) -> None:
+        inside.append(bool(tables) and tables[0]._in_forward)
+        mark(True)
+
+    def after(*_: Any) -> None:
+        mark(inside.pop())
+
+    model.register_forward_pre_hook(before)
+    model.register_forward_hook(after, always_call=True)

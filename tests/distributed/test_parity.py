@@ -66,6 +66,16 @@ def test_a_loss_in_chunks(train, reference, name: str, tied: str) -> None:
     assert_same(reference(words), train([*words, "task.chunk_tokens=20"], LAYOUTS[name]), 1e-5)
 
 
+def test_a_text_written_at_the_end_gathers_what_it_reads(environment: dict[str, str], tmp_path: Path) -> None:
+    """Tied embeddings are read by another module than their own, in a call that does not come through an engine."""
+    words = [*(word for word in GPT if word != "~callbacks.samples"), "callbacks.samples.max_new_tokens=8"]
+    texts = []
+    for name, layout in {"one": SINGLE, "zero": LAYOUTS["deepspeed_3"], "fsdp": LAYOUTS["fsdp"]}.items():
+        log_of(words, layout, tmp_path / name, environment | {"OMP_NUM_THREADS": "1"})
+        texts.append((tmp_path / name / "samples" / "step_00000006.txt").read_text())
+    assert texts[0] == texts[1] == texts[2]
+
+
 @pytest.mark.parametrize("name", ["fsdp", "deepspeed_3"])
 def test_what_is_computed_again_is_gathered_again(train, reference, name: str) -> None:
     assert_same(reference(GPT), train([*GPT, "activation_checkpointing=selective"], LAYOUTS[name]), 1e-5)

@@ -52,9 +52,7 @@ class Checkpoint(pl.Callback):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         if not self._prepared and (self.every_n_steps < trainer.max_steps or trainer.enable_validation):
-            self._prepared = (
-                True  # now that the optimiser has its state; a run that saves at its end only never needs it
-            )
+            self._prepared = True  # now that the optimiser has its state; who saves at the end only needs no copies
             trainer.strategy.saver.prepare(trainer.strategy.state_tensors())  # type: ignore[attr-defined]
         if trainer.global_step >= trainer.max_steps:
             trainer.should_stop = True  # which makes Lightning validate the last step, whatever the interval

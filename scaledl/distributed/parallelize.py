@@ -15,19 +15,13 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from scaledl.layers import grouped
+from scaledl.layers import grouped, linear
 
 Checkpointing = Literal["none", "selective", "full"]
 
 aten = torch.ops.aten
 # bmm's, attention's scores, are too large
-PRODUCTS = {
-    aten.mm.default,
-    aten.addmm.default,
-    aten.convolution.default,
-    torch.ops.mkldnn._linear_pointwise.default,
-    *grouped.PRODUCTS,
-}
+PRODUCTS = {aten.mm.default, aten.addmm.default, aten.convolution.default, *linear.PRODUCTS, *grouped.PRODUCTS}
 ATTENTION = {
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_flash_attention.default,

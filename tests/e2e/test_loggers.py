@@ -109,7 +109,10 @@ def test_a_kill_costs_wandb_a_second_and_the_next_attempt_joins_the_curve(scaled
     groups = {record["run"]["run_group"] for each in (first, second) for record in each if record["type"] == "run"}
     assert groups == {"mlp/circles/a"}
     before = {place: value for place, value in logged(history(first)).items() if place[0] <= last}
-    assert before | logged(history(second)) == logged(read(log))
+    joined, whole = before | logged(history(second)), logged(read(log))
+    assert joined.items() <= whole.items()
+    lost = {step for step, _ in whole.keys() - joined.keys()}  # a checkpoint may lie in the second that may be lost
+    assert all(sure[-1]["step"] < step <= last for step in lost)
     again = {place: value for place, value in logged(history(first)).items() if place in logged(history(second))}
     assert all(logged(history(second))[place] == value for place, value in again.items())  # what overlaps agrees
 

@@ -391,6 +391,8 @@ def _build(
             with Progress(f"learning the vocabulary ({tokenizer.kind})", counts["characters"]) as progress:
                 tokenizer.fit(_counted(corpus, progress))
             tokenizer.save(folder)
+        if processes == 1:  # a second one, loaded between what is free by then, is a tenth slower: misses of the cache
+            work.tokenizer = tokenizer
         calls = [
             (part, share, scan.sha256)
             for part, (share, scan) in enumerate(zip(todo, scans, strict=True))

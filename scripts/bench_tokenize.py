@@ -5,9 +5,9 @@
 
 The text is the code of Python's library, repeated with changes until it is long enough; the tokenizer, byte-level BPE,
 is fitted before. In each round, one after the other, in turned order in every second round: bare, `encode_batch_fast`
-on texts in memory, in one thread, their ids taken and dropped; and ours, from a file to finished shards, scan and
-checksums included, with 1 and 2 processes. Each in a process of its own. Wall and processor seconds of each, and medians
-of the ratios within rounds.
+on texts in memory, in one thread, their ids taken and dropped; two of that at once, which tells what the machine itself
+loses on two cores; and ours, from a file to finished shards, scan and checksums included, with 1 and 2 processes. Each
+in processes of its own. Wall and processor seconds of each, and medians of the ratios within rounds.
 """
 
 import argparse
@@ -70,16 +70,23 @@ def ours(folder: Path, processes: int) -> float:
 
 
 def measured(what: str, folder: Path) -> dict[str, float]:
-    """Wall seconds that the work itself says, and processor seconds of its process and those that it starts."""
-    command = [sys.executable, __file__, "--one", what, "--folder", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"TOKENIZERS_PARALLELISM": "false"})
-    assert process.stdout is not None
-    printed = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{what} failed")
-    found = json.loads(printed)
-    return {"wall": found["wall"], "cpu": usage.ru_utime + usage.ru_stime - found["cpu_before"]}
+    """Wall seconds that the work itself says, and processor seconds of its process and those that it starts.
+
+    "bare twice" is two of bare at once, each with all of the text: means of both.
+    """
+    command = [sys.executable, __file__, "--one", what.split()[0], "--folder", str(folder)]
+    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
+    number = 2 if what == "bare twice" else 1
+    found = []
+    for process in [subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) for _ in range(number)]:
+        assert process.stdout is not None
+        printed = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit(f"{what} failed")
+        told = json.loads(printed)
+        found.append({"wall": told["wall"], "cpu": usage.ru_utime + usage.ru_stime - told["cpu_before"]})
+    return {name: statistics.mean(each[name] for each in found) for name in found[0]}
 
 
 def one(what: str, folder: Path) -> None:
@@ -117,20 +124,22 @@ def main() -> None:
         tokenizer.save(folder)
         rounds = []
         for number in range(arguments.rounds):
-            order = ("bare", "1", "2")[:: -1 if number % 2 else 1]  # what the machine does meanwhile meets both ends
+            order = ("bare", "1", "bare twice", "2")[:: -1 if number % 2 else 1]
             rounds.append({what: measured(what, folder) for what in order})
-            line = [f"{what}: {size / 1e6 / rounds[-1][what]['wall']:.2f} MB/s" for what in sorted(order)]
+            speeds = {what: size / 1e6 / each["wall"] for what, each in rounds[-1].items()}
+            line = [f"{what}: {speeds[what]:.2f} MB/s" for what in sorted(order)]
             print(f"round {number + 1}: {', '.join(line)}", flush=True)
 
     ratios = {
         "one process / bare, wall": [r["bare"]["wall"] / r["1"]["wall"] for r in rounds],
         "one process / bare, processor": [r["bare"]["cpu"] / r["1"]["cpu"] for r in rounds],
-        "two processes per core / bare, wall": [r["bare"]["wall"] / r["2"]["wall"] / 2 for r in rounds],
-        "two processes / bare, processor": [r["bare"]["cpu"] / r["2"]["cpu"] for r in rounds],
+        "two processes / two of bare, wall": [r["bare twice"]["wall"] / r["2"]["wall"] / 2 for r in rounds],
+        "two processes / two of bare, processor": [r["bare twice"]["cpu"] / r["2"]["cpu"] for r in rounds],
         "two processes / one, wall": [r["1"]["wall"] / r["2"]["wall"] for r in rounds],
+        "two of bare / bare, wall": [2 * r["bare"]["wall"] / r["bare twice"]["wall"] for r in rounds],
     }
     for what, values in ratios.items():
-        print(f"{what:38} {statistics.median(values):.3f}  ({min(values):.3f} to {max(values):.3f})")
+        print(f"{what:40} {statistics.median(values):.3f}  ({min(values):.3f} to {max(values):.3f})")
     if arguments.json:
         found = {"bytes": size, "vocab_size": arguments.vocab_size, "rounds": rounds, "ratios": ratios}
         arguments.json.write_text(json.dumps(found, indent=1))

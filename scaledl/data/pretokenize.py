@@ -391,7 +391,7 @@ def _build(
             with Progress(f"learning the vocabulary ({tokenizer.kind})", counts["characters"]) as progress:
                 tokenizer.fit(_counted(corpus, progress))
             tokenizer.save(folder)
-        if processes == 1:  # a second one, loaded between what is free by then, is a tenth slower: misses of the cache
+        if processes == 1:  # one loaded again, into a heap with holes, encodes a tenth slower
             work.tokenizer = tokenizer
         calls = [
             (part, share, scan.sha256)

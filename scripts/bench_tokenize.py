@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How fast a corpus becomes tokens, against the `tokenizers` library called bare, and on two processes against one.
 
-    .venv/bin/python scripts/bench_tokenize.py --mb 50 --rounds 5 --json tokenize.json
+    .venv/bin/python scripts/bench_tokenize.py --mb 50 --rounds 6 --json tokenize.json
 
 The text is the code of Python's library, repeated with changes until it is long enough; the tokenizer, byte-level BPE,
 is fitted before. In each round, one after the other, in turned order in every second round: bare, `encode_batch_fast`

@@ -391,7 +391,7 @@ def _build(
             with Progress(f"learning the vocabulary ({tokenizer.kind})", counts["characters"]) as progress:
                 tokenizer.fit(_counted(corpus, progress))
             tokenizer.save(folder)
-        if processes == 1:  # one loaded again, into a heap with holes, encodes a tenth slower
+        if processes == 1:  # one loaded a second time encodes a tenth slower (docs/results.md)
             work.tokenizer = tokenizer
         calls = [
             (part, share, scan.sha256)
